@@ -1,0 +1,1 @@
+//! Cluster harness and tests of the whole platform.

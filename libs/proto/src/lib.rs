@@ -1,0 +1,1 @@
+//! Generated gRPC code and conversions to domain types.

@@ -1,0 +1,1 @@
+//! gRPC plumbing: network port, channels, deadlines, retry, cluster secret, typed internal clients.

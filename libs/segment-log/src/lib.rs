@@ -1,0 +1,1 @@
+//! Shared write-ahead log, segments, checkpoints and recovery over a disk port.

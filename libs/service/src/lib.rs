@@ -1,0 +1,1 @@
+//! Service shell: config, telemetry, health, signals, tracked tasks, shutdown.

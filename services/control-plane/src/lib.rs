@@ -1,0 +1,1 @@
+//! Owns every decision: management calls, placement, reconciliation, authorization.

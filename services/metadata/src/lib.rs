@@ -1,0 +1,1 @@
+//! Store of record: stations, users, nodes, placements, groups; revisions and a watch stream.

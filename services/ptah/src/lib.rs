@@ -1,0 +1,1 @@
+//! The one command people type: ptah up, stations, produce, consume, bench.

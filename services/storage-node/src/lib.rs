@@ -1,0 +1,1 @@
+//! Hosts partition replicas: append, fetch, consume, snapshot, repair.
