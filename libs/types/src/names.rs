@@ -201,6 +201,11 @@ impl TenantName {
     pub fn default_tenant() -> Self {
         Self("default".into())
     }
+
+    /// The name space of what belongs to no tenant: nodes, counters, the cluster itself.
+    pub fn system() -> Self {
+        Self("system".into())
+    }
 }
 
 #[cfg(test)]
