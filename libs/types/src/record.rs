@@ -139,7 +139,11 @@ impl RecordKey {
 
     /// The placement of a partition. Keys of a station sort in order of partitions.
     pub fn placement(partition: &PartitionKey) -> Self {
-        let key = format!("{:016x}/{:08x}", partition.station.get(), partition.partition.get());
+        let key = format!(
+            "{:016x}/{:08x}",
+            partition.station.get(),
+            partition.partition.get()
+        );
         Self::of(RecordKind::Placement, &partition.tenant, key)
     }
 
@@ -395,12 +399,18 @@ mod tests {
             station,
             partition: PartitionNumber::new(11).unwrap(),
         };
-        assert_eq!(RecordKey::station(&tenant, &"Orders".parse().unwrap()).key, "orders");
+        assert_eq!(
+            RecordKey::station(&tenant, &"Orders".parse().unwrap()).key,
+            "orders"
+        );
         assert_eq!(RecordKey::placement(&partition).key, "000000000000002a/0000000b");
         let group = RecordKey::consumer_group(&tenant, station, &"Audit".parse().unwrap());
         assert_eq!(group.key, "000000000000002a/Audit");
         assert_eq!(RecordKey::node(NodeId::new(3).unwrap()).key, "0000000000000003");
-        assert_eq!(RecordKey::counter(Counter::RaftGroup).tenant, TenantName::system());
+        assert_eq!(
+            RecordKey::counter(Counter::RaftGroup).tenant,
+            TenantName::system()
+        );
     }
 
     #[test]
