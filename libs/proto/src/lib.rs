@@ -36,8 +36,6 @@ mod generated {
     }
 }
 
-pub mod convert;
-
 pub use generated::{api, common, control, metadata, raft, storage};
 
 /// Descriptors of every contract, for gRPC reflection.

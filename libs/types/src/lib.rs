@@ -8,7 +8,6 @@ mod error;
 mod ids;
 pub mod limits;
 mod names;
-mod record;
 mod sequence;
 mod station;
 mod version;
@@ -20,11 +19,6 @@ pub use ids::{
     SessionId, StationId,
 };
 pub use names::{GroupName, InvalidName, NodeName, StationName, TenantName, UserName};
-pub use record::{
-    ClusterRecord, ConsumerGroupConfig, ConsumerGroupRecord, Counter, CounterRecord, NodeRecord,
-    PlacementRecord, Precondition, Record, RecordKey, RecordKind, RecordValue, RecordWrite, ReplicaPlacement,
-    Revision, StationRecord, UserRecord,
-};
 pub use sequence::{LogId, LogIndex, Sequence, Term, Timestamp};
 pub use station::{ReplicaCount, StartAt, StationKind, Storage};
 pub use version::{DISK_FORMAT, VersionRange, WIRE_PROTOCOL};
