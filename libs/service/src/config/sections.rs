@@ -1,0 +1,131 @@
+//! Sections that every service has, and forms of values that several use.
+
+use std::fmt;
+use std::ops::Deref;
+
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::{ConfigError, Secret};
+
+/// Section `[log]`. Logs go to standard error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// What is logged: a level (`error`, `warn`, `info`, `debug`, `trace`), or levels by module such as
+    /// `info,ptah_raft=debug`.
+    pub filter: String,
+    /// `text` for people, `json` for machines.
+    pub format: LogFormat,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            filter: "info".to_owned(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+/// Section `[monitor]`: where a process tells how it is. Neither endpoint asks for credentials.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MonitorConfig {
+    /// Address of `/healthz`, `/readyz` and `/status`; empty to switch them off.
+    pub monitor_listen: String,
+    /// Address of `/metrics` for Prometheus; empty to switch it off.
+    pub metrics_listen: String,
+}
+
+impl Default for MonitorConfig {
+    fn default() -> Self {
+        Self {
+            monitor_listen: "127.0.0.1:8222".to_owned(),
+            metrics_listen: "127.0.0.1:7777".to_owned(),
+        }
+    }
+}
+
+/// Section `[cluster]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// Shared by all processes of the cluster; internal ports refuse callers without it. At least 16 characters.
+    pub secret: Secret,
+}
+
+impl ClusterConfig {
+    /// Refuses a secret that is missing or too short.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        const SHORTEST: usize = 16;
+        if self.secret.is_empty() {
+            let why = "is not set; give every process of the cluster the same random text, \
+                       in the file or as PTAH_CLUSTER__SECRET";
+            return Err(ConfigError::invalid("cluster.secret", why));
+        }
+        if self.secret.expose().chars().count() < SHORTEST {
+            let why = format!("is too short; use at least {SHORTEST} random characters");
+            return Err(ConfigError::invalid("cluster.secret", why));
+        }
+        Ok(())
+    }
+}
+
+/// Several texts: an array in the file, comma-separated in the environment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct List(pub Vec<String>);
+
+impl Deref for List {
+    type Target = [String];
+    fn deref(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl<S: Into<String>> FromIterator<S> for List {
+    fn from_iter<I: IntoIterator<Item = S>>(items: I) -> Self {
+        Self(items.into_iter().map(Into::into).collect())
+    }
+}
+
+impl<'de> Deserialize<'de> for List {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ListVisitor)
+    }
+}
+
+struct ListVisitor;
+
+impl<'de> Visitor<'de> for ListVisitor {
+    type Value = List;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of texts, or one text with commas")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<List, E> {
+        let items = text.split(',').map(str::trim);
+        Ok(items.filter(|item| !item.is_empty()).collect())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<List, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element::<String>()? {
+            items.push(item);
+        }
+        Ok(List(items))
+    }
+}
