@@ -1,1 +1,2 @@
+//! Store of record: stations, users, nodes, placements, groups; revisions and a watch stream.
 fn main() {}

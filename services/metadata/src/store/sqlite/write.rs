@@ -1,0 +1,298 @@
+//! The writer: the one task that changes the database.
+
+use std::sync::Arc;
+
+use ptah_service::{Clock, Ports, Stopping};
+use sqlx::{Sqlite, SqliteConnection, SqlitePool};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, warn};
+
+use super::super::{Commit, Key, Lease, LeaseRequest, Precondition, StoreError, Write};
+use super::SqliteOptions;
+use super::mark::{Mark, MarkFile};
+use super::rows::{self, failed, from_sql, to_sql};
+
+type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// A write, and where its outcome goes.
+pub(super) enum Job {
+    Commit(Commit, Answer<u64>),
+    Lease(LeaseRequest, Answer<Lease>),
+    Compact {
+        revision: u64,
+        lease_epoch: u64,
+        answer: Answer<u64>,
+    },
+}
+
+pub(super) struct Writer {
+    pool: SqlitePool,
+    mark_file: MarkFile,
+    mark: Mark,
+    newest: watch::Sender<u64>,
+    clock: Arc<dyn Clock>,
+    history_changes: u32,
+    changes_since_trim: u64,
+}
+
+impl Writer {
+    pub(super) fn new(
+        pool: SqlitePool,
+        mark_file: MarkFile,
+        mark: Mark,
+        newest: watch::Sender<u64>,
+        ports: &Ports,
+        options: &SqliteOptions,
+    ) -> Self {
+        Self {
+            pool,
+            mark_file,
+            mark,
+            newest,
+            clock: ports.clock.clone(),
+            history_changes: options.history_changes,
+            changes_since_trim: 0,
+        }
+    }
+
+    /// Works until the owner stops and everything that was queued by then is answered.
+    pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>, stopping: Stopping) {
+        loop {
+            let job = tokio::select! {
+                biased;
+                job = jobs.recv() => job,
+                () = stopping.cancelled() => break,
+            };
+            match job {
+                Some(job) => self.work(job).await,
+                None => break,
+            }
+        }
+        jobs.close();
+        while let Some(job) = jobs.recv().await {
+            self.work(job).await;
+        }
+        self.pool.close().await;
+    }
+
+    async fn work(&mut self, job: Job) {
+        // A caller that went away does not want its answer.
+        match job {
+            Job::Commit(commit, answer) => {
+                let outcome = self.commit(&commit).await;
+                drop(answer.send(outcome));
+                self.trim_sometimes(commit.writes.len()).await;
+            }
+            Job::Lease(request, answer) => drop(answer.send(self.lease(&request).await)),
+            Job::Compact {
+                revision,
+                lease_epoch,
+                answer,
+            } => drop(answer.send(self.compact(revision, lease_epoch).await)),
+        }
+    }
+
+    async fn begin(&self) -> Result<sqlx::Transaction<'static, Sqlite>, StoreError> {
+        self.pool
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .map_err(failed("reach the database"))
+    }
+
+    async fn commit(&mut self, commit: &Commit) -> Result<u64, StoreError> {
+        let mut transaction = self.begin().await?;
+        // First of all: this locks the row, so that revisions become visible in their order.
+        let next: i64 =
+            sqlx::query_scalar("UPDATE store SET revision = revision + 1 WHERE id = 1 RETURNING revision")
+                .fetch_one(&mut *transaction)
+                .await
+                .map_err(failed("take a revision"))?;
+        let revision = from_sql("revision", next)?;
+        rows::lease(&mut transaction).await?.fence(commit.lease_epoch)?;
+        for precondition in &commit.preconditions {
+            check(&mut transaction, precondition).await?;
+        }
+        for write in &commit.writes {
+            put(&mut transaction, revision, write).await?;
+        }
+        keep_history(&mut transaction, revision).await?;
+        self.raise_mark(revision, commit.lease_epoch).await?;
+        transaction.commit().await.map_err(commit_lost("commit"))?;
+        self.newest.send_replace(revision);
+        Ok(revision)
+    }
+
+    async fn lease(&mut self, request: &LeaseRequest) -> Result<Lease, StoreError> {
+        let mut transaction = self.begin().await?;
+        let before = rows::lease(&mut transaction).await?;
+        let mut row = before.clone();
+        let lease = row.apply(request, self.clock.now().as_millis());
+        if row == before {
+            return Ok(lease);
+        }
+        rows::put_lease(&mut transaction, &row).await?;
+        self.raise_mark(self.mark.revision, row.epoch).await?;
+        transaction
+            .commit()
+            .await
+            .map_err(commit_lost("change the lease"))?;
+        Ok(lease)
+    }
+
+    async fn compact(&mut self, revision: u64, lease_epoch: u64) -> Result<u64, StoreError> {
+        let mut transaction = self.begin().await?;
+        rows::lease(&mut transaction).await?.fence(lease_epoch)?;
+        let info = rows::info(&mut transaction).await?;
+        let floor = revision.min(info.revision).max(info.compaction_floor);
+        raise_floor(&mut transaction, floor).await?;
+        sqlx::query("DELETE FROM record WHERE deleted = TRUE AND revision <= $1")
+            .bind(to_sql(floor)?)
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed("drop tombstones"))?;
+        transaction.commit().await.map_err(commit_lost("compact"))?;
+        Ok(floor)
+    }
+
+    /// Drops old history after every tenth part of what is kept was added.
+    async fn trim_sometimes(&mut self, changes: usize) {
+        self.changes_since_trim += u64::try_from(changes).unwrap_or(u64::MAX);
+        if self.changes_since_trim <= u64::from(self.history_changes / 10) {
+            return;
+        }
+        self.changes_since_trim = 0;
+        if let Err(error) = self.trim().await {
+            warn!(%error, "old metadata history could not be dropped; trying again later");
+        }
+    }
+
+    async fn trim(&self) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        let oldest: Option<i64> =
+            sqlx::query_scalar("SELECT revision FROM change ORDER BY revision DESC LIMIT 1 OFFSET $1")
+                .bind(i64::from(self.history_changes))
+                .fetch_optional(&mut *transaction)
+                .await
+                .map_err(failed("measure history"))?;
+        let Some(oldest) = oldest else { return Ok(()) };
+        raise_floor(&mut transaction, from_sql("revision", oldest)?).await?;
+        transaction
+            .commit()
+            .await
+            .map_err(commit_lost("drop old history"))
+    }
+
+    /// Makes the mark durable before numbers above it are used.
+    async fn raise_mark(&mut self, revision: u64, epoch: u64) -> Result<(), StoreError> {
+        let mark = Mark {
+            revision: revision.max(self.mark.revision),
+            epoch: epoch.max(self.mark.epoch),
+            ..self.mark
+        };
+        if mark == self.mark {
+            return Ok(());
+        }
+        let file = self.mark_file.clone();
+        let written = tokio::task::spawn_blocking(move || file.write(&mark)).await;
+        let why = match written {
+            Ok(Ok(())) => {
+                self.mark = mark;
+                return Ok(());
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        error!(%why, "mark of the metadata database cannot be written; commits are refused until it can");
+        Err(StoreError::Unavailable {
+            action: "write the mark of the metadata database",
+            why,
+        })
+    }
+}
+
+/// An error of the last step: the database may have kept the transaction.
+fn commit_lost(action: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
+    move |error| StoreError::OutcomeUnknown {
+        action,
+        why: error.to_string(),
+    }
+}
+
+async fn check(connection: &mut SqliteConnection, precondition: &Precondition) -> Result<(), StoreError> {
+    let select = "SELECT revision FROM record \
+                  WHERE kind = $1 AND tenant = $2 AND record_key = $3 AND deleted = FALSE";
+    let Key { kind, tenant, key } = &precondition.key;
+    let found: Option<i64> = sqlx::query_scalar(select)
+        .bind(i64::from(*kind))
+        .bind(tenant)
+        .bind(key)
+        .fetch_optional(connection)
+        .await
+        .map_err(failed("check a precondition"))?;
+    let found = from_sql("revision", found.unwrap_or(0))?;
+    if found != precondition.revision {
+        return Err(StoreError::Changed {
+            key: precondition.key.clone(),
+            expected: precondition.revision,
+            found,
+        });
+    }
+    Ok(())
+}
+
+async fn put(connection: &mut SqliteConnection, revision: u64, write: &Write) -> Result<(), StoreError> {
+    let upsert = "INSERT INTO record (kind, tenant, record_key, revision, created_revision, deleted, value) \
+                  VALUES ($1, $2, $3, $4, $4, FALSE, $5) \
+                  ON CONFLICT (kind, tenant, record_key) DO UPDATE SET \
+                  created_revision = CASE WHEN record.deleted THEN excluded.revision ELSE record.created_revision END, \
+                  revision = excluded.revision, deleted = FALSE, value = excluded.value";
+    let delete = "UPDATE record SET deleted = TRUE, revision = $4 \
+                  WHERE kind = $1 AND tenant = $2 AND record_key = $3 AND deleted = FALSE";
+    let Key { kind, tenant, key } = &write.key;
+    let query = sqlx::query(if write.value.is_some() { upsert } else { delete })
+        .bind(i64::from(*kind))
+        .bind(tenant)
+        .bind(key)
+        .bind(to_sql(revision)?);
+    let query = match &write.value {
+        Some(value) => query.bind(value.as_ref()),
+        None => query,
+    };
+    let done = query
+        .execute(connection)
+        .await
+        .map_err(failed("write a record"))?;
+    if done.rows_affected() == 0 {
+        return Err(StoreError::NothingToDelete {
+            key: write.key.clone(),
+        });
+    }
+    Ok(())
+}
+
+async fn keep_history(connection: &mut SqliteConnection, revision: u64) -> Result<(), StoreError> {
+    let insert = "INSERT INTO change (revision, kind, tenant, record_key, created_revision, deleted, value) \
+                  SELECT revision, kind, tenant, record_key, created_revision, deleted, value \
+                  FROM record WHERE revision = $1";
+    sqlx::query(insert)
+        .bind(to_sql(revision)?)
+        .execute(connection)
+        .await
+        .map_err(failed("write history"))?;
+    Ok(())
+}
+
+async fn raise_floor(connection: &mut SqliteConnection, floor: u64) -> Result<(), StoreError> {
+    let floor = to_sql(floor)?;
+    sqlx::query("UPDATE store SET compaction_floor = $1 WHERE id = 1 AND compaction_floor < $1")
+        .bind(floor)
+        .execute(&mut *connection)
+        .await
+        .map_err(failed("raise the compaction floor"))?;
+    sqlx::query("DELETE FROM change WHERE revision <= $1")
+        .bind(floor)
+        .execute(connection)
+        .await
+        .map_err(failed("drop old history"))?;
+    Ok(())
+}
