@@ -221,6 +221,7 @@ impl Deliveries {
                 continue;
             };
             self.spans.take_parts(range, |_| true);
+            self.replication.sent_up_to(range.last().get());
             let span = Span {
                 first: range.first().get(),
                 deliveries: 1,
