@@ -1,0 +1,41 @@
+//! Handing back: credit and leases that a consumer cannot use, and what is left to hand out at all.
+
+use super::spans::State;
+use super::{ConsumerId, Deliveries, SequenceRange};
+
+impl Deliveries {
+    /// Takes back up to `most` of the consumer's credit that is not leased; answers how much that was.
+    pub fn retract_credit(&mut self, consumer: ConsumerId, most: u32) -> u32 {
+        self.consumers.retract(consumer, most)
+    }
+
+    /// Takes back messages that the consumer holds and that did not reach it: no delivery is counted. Credit comes back
+    /// for those that were not marked as sent.
+    pub fn give_back(&mut self, consumer: ConsumerId, range: SequenceRange) {
+        for (last, mut span) in self.spans.take_parts(range, |span| span.holder() == Some(consumer)) {
+            self.return_credit(&span, last);
+            span.state = State::Ready;
+            self.spans.insert_ready(last, span);
+        }
+    }
+
+    /// The consumer wants nothing more. What it holds and was not sent goes out again; what it was sent stays out until
+    /// it is acknowledged or its deadline passes.
+    pub fn detach(&mut self, consumer: ConsumerId) {
+        self.consumers.close(consumer);
+        while let Some((last, span)) = self.spans.take_unsent_of(consumer) {
+            self.spans.insert_ready(last, span.back());
+        }
+    }
+
+    /// Whether every stored message was handed out and none waits to go out again. Also false while a bound on what
+    /// may be out keeps messages back.
+    pub fn is_drained(&self) -> bool {
+        !self.spans.has_ready() && !self.spans.has_counting() && self.next_new >= self.end
+    }
+
+    /// Whether redeliveries wait for a round that is not in flight.
+    pub fn has_redeliveries_to_count(&self) -> bool {
+        self.spans.has_counting() && !self.replication.has_counts_in_flight()
+    }
+}
