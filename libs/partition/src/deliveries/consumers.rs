@@ -72,6 +72,21 @@ impl Consumers {
         true
     }
 
+    /// Takes back up to `most` of the credit; answers how much that was.
+    pub(super) fn retract(&mut self, id: ConsumerId, most: u32) -> u32 {
+        let Some(consumer) = self.all.get_mut(&id) else {
+            return 0;
+        };
+        let taken = consumer.credit.min(most);
+        consumer.credit -= taken;
+        if consumer.credit == 0
+            && let Some(turn) = consumer.turn.take()
+        {
+            self.queue.remove(&turn);
+        }
+        taken
+    }
+
     /// Whose turn it is, and how much it may get.
     pub(super) fn front(&self) -> Option<(ConsumerId, u32)> {
         let id = *self.queue.first_key_value()?.1;

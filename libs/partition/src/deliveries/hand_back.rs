@@ -9,9 +9,9 @@ impl Deliveries {
         self.consumers.retract(consumer, most)
     }
 
-    /// Takes back messages that the consumer holds and that did not reach it: no delivery is counted. Credit comes back
-    /// for those that were not marked as sent.
-    pub fn give_back(&mut self, consumer: ConsumerId, range: SequenceRange) {
+    /// Takes back messages that the consumer holds and that did not reach it after all, also those marked as sent: no
+    /// delivery is counted. Credit comes back for those that were not marked.
+    pub fn recall(&mut self, consumer: ConsumerId, range: SequenceRange) {
         for (last, mut span) in self.spans.take_parts(range, |span| span.holder() == Some(consumer)) {
             self.return_credit(&span, last);
             span.state = State::Ready;

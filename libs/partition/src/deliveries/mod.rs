@@ -12,6 +12,7 @@
 //! leader is held back for one ack deadline.
 
 mod consumers;
+mod hand_back;
 mod replicate;
 mod settle;
 mod spans;

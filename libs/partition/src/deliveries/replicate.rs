@@ -93,6 +93,11 @@ impl Replication {
         SequenceRange::from_numbers(first, last).map_or(0, |range| self.acks.insert(range))
     }
 
+    /// Whether delivery counts are on their way into the log.
+    pub(super) fn has_counts_in_flight(&self) -> bool {
+        self.in_flight.as_ref().is_some_and(|round| !round.counts.is_empty())
+    }
+
     /// Round after which every ack so far is applied.
     pub(super) fn acks_settled_by(&self) -> Option<Round> {
         if !self.acks.is_empty() {

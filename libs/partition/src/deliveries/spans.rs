@@ -85,6 +85,14 @@ impl Span {
         matches!(self.state, State::Leased { consumer, stage: Stage::Sendable, .. } if consumer == holder)
     }
 
+    /// Who holds it.
+    pub(super) fn holder(&self) -> Option<ConsumerId> {
+        match self.state {
+            State::Leased { consumer, .. } => Some(consumer),
+            _ => None,
+        }
+    }
+
     /// Who holds it without having got it.
     pub(super) fn unsent_holder(&self) -> Option<ConsumerId> {
         match self.state {
@@ -197,6 +205,14 @@ impl Spans {
     /// Takes one of the runs that a consumer holds.
     pub(super) fn take_held_by(&mut self, consumer: ConsumerId) -> Option<(u64, Span)> {
         let last = *self.holders.get(&consumer)?.first()?;
+        Some((last, self.take(last)?))
+    }
+
+    /// Takes one of the runs that a consumer holds and was not sent.
+    pub(super) fn take_unsent_of(&mut self, consumer: ConsumerId) -> Option<(u64, Span)> {
+        let held = self.holders.get(&consumer)?;
+        let unsent = |last: &&u64| self.by_last.get(last).is_some_and(|span| !span.is_sent());
+        let last = *held.iter().find(unsent)?;
         Some((last, self.take(last)?))
     }
 

@@ -321,6 +321,57 @@ fn what_is_given_back_unsent_returns_the_credit() {
 }
 
 #[test]
+fn what_is_recalled_counts_no_delivery_even_if_it_was_marked_as_sent() {
+    let mut leader = Leader::with_messages(6);
+    leader.deliveries.open(A, 6).unwrap();
+    leader.send(0, 4);
+    leader.deliveries.lease(at(0), 2);
+    leader.deliveries.recall(A, range(3, 6));
+    leader.deliveries.check().unwrap();
+    leader.deliveries.open(B, 6).unwrap();
+    assert_eq!(leader.deliveries.retract_credit(A, 9), 2);
+    assert_eq!(leader.send(0, 6), [(3, 6, 1)]);
+}
+
+#[test]
+fn a_detached_consumer_keeps_what_it_was_sent_and_gives_back_the_rest() {
+    let mut leader = Leader::with_messages(4);
+    leader.deliveries.open(A, 4).unwrap();
+    let leases = leader.deliveries.lease(at(0), 4);
+    leader.deliveries.mark_sent(A, range(1, 2), at(0));
+    leader.deliveries.detach(A);
+    leader.deliveries.check().unwrap();
+    assert_eq!((leases.len(), leader.deliveries.consumers()), (1, 0));
+    leader.deliveries.open(B, 9).unwrap();
+    assert_eq!(leader.send(0, 9), [(3, 4, 1)]);
+    leader.deliveries.expire(at(DEADLINE_MS));
+    leader.deliveries.lease(at(DEADLINE_MS), 9);
+    assert_eq!(leader.round(DEADLINE_MS), [(1, 4, 2)]);
+}
+
+#[test]
+fn retracted_credit_leases_nothing() {
+    let mut leader = Leader::with_messages(4);
+    leader.deliveries.open(A, 3).unwrap();
+    assert_eq!(leader.deliveries.retract_credit(A, 2), 2);
+    assert_eq!(leader.send(0, 9), [(1, 1, 1)]);
+    assert_eq!(leader.deliveries.retract_credit(A, 2), 0);
+}
+
+#[test]
+fn a_group_is_drained_when_nothing_is_left_to_hand_out() {
+    let mut leader = Leader::with_group(2, StartAt::First, 1);
+    leader.deliveries.open(A, 9).unwrap();
+    assert_eq!(leader.send(0, 9), [(1, 1, 1)]);
+    assert!(!leader.deliveries.is_drained(), "the bound on what is out keeps one back");
+    let _ = leader.deliveries.ack(&[range(1, 1)]);
+    assert_eq!(leader.send(0, 9), [(2, 2, 1)]);
+    assert!(leader.deliveries.is_drained());
+    leader.deliveries.expire(at(DEADLINE_MS));
+    assert!(!leader.deliveries.is_drained());
+}
+
+#[test]
 fn a_lease_that_expires_before_it_is_sent_returns_the_credit_and_counts_no_delivery() {
     let mut leader = Leader::with_messages(3);
     leader.deliveries.open(A, 3).unwrap();
