@@ -1,0 +1,170 @@
+//! A flipped bit in any file of a node: never served, never dropped in silence, never voted on.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use ptah_integration_tests::client::{Client, message};
+use ptah_integration_tests::cluster::Cluster;
+use ptah_integration_tests::records::counted;
+use ptah_integration_tests::{process, until};
+
+const MESSAGES: u64 = 3_000;
+const SMALL_SEGMENTS: &str = "[partition]\nsegment_bytes = 1048576\n";
+
+type Stored = BTreeMap<u64, Bytes>;
+
+async fn store_messages(client: &Client, station: &str, size: usize) -> anyhow::Result<Stored> {
+    let mut stored = Stored::new();
+    for first in (0..MESSAGES).step_by(100) {
+        let payloads: Vec<Bytes> = (first..first + 100).map(|n| counted("p", n, size)).collect();
+        let outcomes = client
+            .produce(station, payloads.iter().cloned().map(message).collect())
+            .await?;
+        for (outcome, payload) in outcomes.into_iter().zip(payloads) {
+            let at = outcome.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+            stored.insert(at.sequence, payload);
+        }
+    }
+    Ok(stored)
+}
+
+/// Files of a kind, biggest first, so that the first one has content.
+fn files(dir: &Path, matches: &dyn Fn(&str) -> bool) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir)? {
+            let path = entry?.path();
+            let shown = path.to_string_lossy().into_owned();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if matches(&shown) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort_by_key(|path| std::cmp::Reverse(std::fs::metadata(path).map(|m| m.len()).unwrap_or(0)));
+    Ok(found)
+}
+
+/// Flips one bit at a share of the file's written part.
+fn flip(path: &Path, share: f64) -> anyhow::Result<()> {
+    let mut bytes = std::fs::read(path)?;
+    let used = bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .context("file is empty")?
+        + 1;
+    let place = (used as f64 * share) as usize;
+    bytes[place] ^= 0x10;
+    Ok(std::fs::write(path, bytes)?)
+}
+
+/// What a reader gets may be less than was stored only if the cluster says that something is wrong.
+async fn nothing_false_is_served(cluster: &Cluster, stored: &Stored, what: &str) -> anyhow::Result<()> {
+    let client = cluster.client().await?;
+    let read = tokio::time::timeout(Duration::from_secs(20), client.read_partition("ledger", 1)).await;
+    let complete = match read {
+        Ok(Ok(messages)) => {
+            for (sequence, payload) in &messages {
+                let expected = stored
+                    .get(sequence)
+                    .with_context(|| format!("{what}: {sequence} was never stored"))?;
+                anyhow::ensure!(
+                    payload == expected,
+                    "{what}: {sequence} is served with other bytes"
+                );
+            }
+            messages.len() == stored.len()
+        }
+        Ok(Err(_)) | Err(_) => false,
+    };
+    if complete {
+        return Ok(());
+    }
+    let monitor = cluster.nodes[0].address("monitor")?;
+    until(
+        &format!("{what}: the node to say what is wrong"),
+        Duration::from_secs(20),
+        || async {
+            let status = process::http_get(monitor, "/status")
+                .await
+                .map_err(|error| error.to_string())?;
+            let lower = status.to_lowercase();
+            if lower.contains("damage") || lower.contains("checksum") {
+                Ok(())
+            } else {
+                Err(status)
+            }
+        },
+    )
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_bit_in_any_file_of_the_only_replica_is_noticed() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start_with(1, SMALL_SEGMENTS).await?;
+    let client = cluster.client().await?;
+    client.create_station("ledger", 1, 1).await?;
+    let stored = store_messages(&client, "ledger", 600).await?;
+    let dir = cluster.node_dir(0);
+    let is_wal = |path: &str| path.contains("/wal/");
+    let is_group = |path: &str| !path.contains("/wal/") && path.contains("/g/");
+    let kinds: [(&str, &dyn Fn(&str) -> bool, bool); 4] = [
+        ("write-ahead log", &is_wal, false),
+        ("segment", &|path| is_group(path) && path.ends_with(".seg"), true),
+        (
+            "checkpoint",
+            &|path| is_group(path) && path.contains("ckpt"),
+            true,
+        ),
+        ("vote", &|path| is_group(path) && path.contains("meta."), true),
+    ];
+    for (kind, matches, clean) in kinds {
+        // After a clean stop segments and checkpoints are what the node starts from; after a kill it is the log.
+        if clean {
+            cluster.nodes[0].stop().await?;
+        } else {
+            cluster.nodes[0].kill().await?;
+        }
+        for path in files(&dir, matches)?.into_iter().take(2) {
+            for share in [0.3, 0.6, 0.9] {
+                let what = format!("{kind} {} at {share}", path.display());
+                let original = std::fs::read(&path)?;
+                flip(&path, share)?;
+                match cluster.restart_node(0).await {
+                    Ok(()) => {
+                        nothing_false_is_served(&cluster, &stored, &what).await?;
+                        cluster.nodes[0].kill().await?;
+                    }
+                    // Refusing to start is honest as well, if the reason is told.
+                    Err(error) => {
+                        let said = format!("{error:#}").to_lowercase();
+                        anyhow::ensure!(
+                            said.contains("damage") || said.contains("checksum"),
+                            "{what}: {said}"
+                        );
+                    }
+                }
+                std::fs::write(&path, original)?;
+            }
+        }
+        cluster.restart_node(0).await?;
+        cluster.ready().await?;
+    }
+    let client = cluster.client().await?;
+    let read = until(
+        "the healed station to be readable",
+        Duration::from_secs(30),
+        || client.read_partition("ledger", 1),
+    );
+    assert_eq!(
+        read.await?.into_iter().collect::<Stored>(),
+        stored,
+        "with the bits flipped back all is there"
+    );
+    cluster.finish().await
+}
