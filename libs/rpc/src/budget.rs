@@ -1,0 +1,76 @@
+//! Message budget: how many bytes of incoming messages may be in memory at once, over all clients of a port.
+//!
+//! A gRPC message says its length in its first five bytes. Before more of it is read, the whole length is taken from
+//! the budget, at once: two half-read messages never wait for each other. While the budget is used up nothing more
+//! is read, and HTTP/2 flow control holds the client back. What is in memory beyond the budget is what flow control
+//! had already let in: at most one stream window per stream and one connection window per connection.
+//!
+//! A message's bytes go back when its stream is asked for the next message, or when the call has ended. A handler
+//! that keeps them for longer takes the permit along: [`CurrentMessage::take`].
+
+mod body;
+
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+pub(crate) use body::{MeterSettings, MeteredBody};
+
+/// A budget. Clones share it.
+#[derive(Clone)]
+pub struct MessageBudget {
+    free: Arc<Semaphore>,
+    total: usize,
+}
+
+/// A part of the budget; goes back when it is dropped.
+#[derive(Debug)]
+pub struct BudgetPermit(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+
+/// The permit of the message that a call read last. Found in the extensions of requests on a port with a budget.
+#[derive(Clone, Debug, Default)]
+pub struct CurrentMessage(Arc<Mutex<Option<BudgetPermit>>>);
+
+impl MessageBudget {
+    /// A budget of `total_bytes`. Messages larger than that are refused whatever the limit of the port says.
+    pub fn new(total_bytes: usize) -> Self {
+        let total = total_bytes.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
+        Self {
+            free: Arc::new(Semaphore::new(total)),
+            total,
+        }
+    }
+
+    /// All bytes of the budget.
+    pub fn total_bytes(&self) -> usize {
+        self.total
+    }
+
+    /// Bytes that messages hold now.
+    pub fn in_use_bytes(&self) -> usize {
+        self.total.saturating_sub(self.free.available_permits())
+    }
+}
+
+impl CurrentMessage {
+    /// Takes the permit of the message that was read last, to be kept as long as its bytes are. `None` when it was
+    /// taken already.
+    pub fn take(&self) -> Option<BudgetPermit> {
+        self.0.lock().take()
+    }
+
+    fn set(&self, permit: OwnedSemaphorePermit) {
+        *self.0.lock() = Some(BudgetPermit(permit));
+    }
+}
+
+impl fmt::Debug for MessageBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MessageBudget")
+            .field("total_bytes", &self.total)
+            .field("in_use_bytes", &self.in_use_bytes())
+            .finish()
+    }
+}

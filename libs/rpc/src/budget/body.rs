@@ -1,0 +1,292 @@
+//! A request body that hands out one message at a time, each when the budget has room for it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http_body::{Body, Frame, SizeHint};
+use ptah_service::BoxFuture;
+use ptah_types::ErrorKind;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit};
+use tokio::time::{Instant, Sleep};
+use tonic::Status;
+
+use super::{CurrentMessage, MessageBudget};
+use crate::RpcError;
+
+/// Compression flag and length, before every gRPC message.
+const PREFIX_BYTES: usize = 5;
+/// A client that sends its message more slowly than this is cut off: 64 KiB per second.
+const SLOWEST_BYTES_PER_SECOND: u64 = 64 << 10;
+
+/// Limits of a metered body.
+#[derive(Clone, Debug)]
+pub(crate) struct MeterSettings {
+    /// Largest message.
+    pub(crate) max_message_bytes: usize,
+    /// What a message may take on top of its length at the slowest speed, and what it may wait for the budget.
+    pub(crate) stall_timeout: Duration,
+}
+
+/// See the module above.
+pub(crate) struct MeteredBody<B> {
+    inner: B,
+    budget: MessageBudget,
+    current: CurrentMessage,
+    settings: MeterSettings,
+    /// Bytes that were received and not handed out.
+    received: Bytes,
+    state: State,
+}
+
+enum State {
+    /// Between messages, or inside the next one's prefix, of which these bytes are known.
+    Prefix(BytesMut),
+    /// The length is known, the budget is not yet granted.
+    Waiting(Waiting),
+    /// Inside a message.
+    Message(Message),
+    /// Over, by an error or by the end of the stream.
+    Over,
+}
+
+struct Waiting {
+    prefix: Bytes,
+    message_bytes: usize,
+    permit: BoxFuture<'static, Result<OwnedSemaphorePermit, AcquireError>>,
+    give_up: Pin<Box<Sleep>>,
+}
+
+struct Message {
+    /// The prefix, until it is handed out.
+    prefix: Option<Bytes>,
+    remaining: usize,
+    /// When the message must be complete.
+    deadline: Instant,
+    /// Made when the message has to be waited for.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// What the body gives to its reader.
+type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
+
+/// What one step gives: something for the reader, or a new state to go on with.
+enum Step {
+    Give(Polled),
+    GoOn,
+}
+
+impl<B> MeteredBody<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    pub(crate) fn new(
+        inner: B,
+        budget: MessageBudget,
+        current: CurrentMessage,
+        settings: MeterSettings,
+    ) -> Self {
+        Self {
+            inner,
+            budget,
+            current,
+            settings,
+            received: Bytes::new(),
+            state: State::Prefix(BytesMut::new()),
+        }
+    }
+
+    /// Gets more bytes from the client.
+    fn receive(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        Poll::Ready(match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    self.received = data;
+                    Step::GoOn
+                }
+                Err(trailers) => Step::Give(Poll::Ready(Some(Ok(trailers)))),
+            },
+            Some(Err(error)) => self.fail(Status::from_error(error.into())),
+            None => self.end(),
+        })
+    }
+
+    fn end(&mut self) -> Step {
+        let between_messages = matches!(&self.state, State::Prefix(prefix) if prefix.is_empty());
+        if between_messages {
+            self.state = State::Over;
+            return Step::Give(Poll::Ready(None));
+        }
+        self.refuse(ErrorKind::InvalidArgument, "the message was cut off".to_owned())
+    }
+
+    fn refuse(&mut self, kind: ErrorKind, message: String) -> Step {
+        self.fail(RpcError::new(kind, message).into())
+    }
+
+    fn fail(&mut self, status: Status) -> Step {
+        self.state = State::Over;
+        self.received = Bytes::new();
+        drop(self.current.take());
+        Step::Give(Poll::Ready(Some(Err(status))))
+    }
+
+    fn poll_prefix(&mut self, cx: &mut Context<'_>) -> Step {
+        let State::Prefix(known) = &mut self.state else {
+            return Step::GoOn;
+        };
+        if known.is_empty() {
+            // The next message is asked for: the last one is in the handler's hands.
+            drop(self.current.take());
+        }
+        let prefix = if known.is_empty() && self.received.len() >= PREFIX_BYTES {
+            self.received.split_to(PREFIX_BYTES)
+        } else {
+            let missing = PREFIX_BYTES - known.len();
+            known.extend_from_slice(&self.received.split_to(self.received.len().min(missing)));
+            if known.len() < PREFIX_BYTES {
+                return match self.receive(cx) {
+                    Poll::Ready(step) => step,
+                    Poll::Pending => Step::Give(Poll::Pending),
+                };
+            }
+            known.split().freeze()
+        };
+        let message_bytes = (&prefix[1..]).get_u32() as usize;
+        self.begin(prefix, message_bytes)
+    }
+
+    fn begin(&mut self, prefix: Bytes, message_bytes: usize) -> Step {
+        let limit = self.settings.max_message_bytes.min(self.budget.total_bytes());
+        if message_bytes > limit {
+            let message = format!("message of {message_bytes} bytes exceeds the limit of {limit} bytes");
+            return self.refuse(ErrorKind::TooLarge, message);
+        }
+        // At most the budget, and that fits.
+        let permits = u32::try_from(message_bytes).unwrap_or(u32::MAX);
+        let free = Arc::clone(&self.budget.free);
+        match free.try_acquire_many_owned(permits) {
+            Ok(permit) => self.granted(prefix, message_bytes, permit),
+            Err(_) => {
+                self.state = State::Waiting(Waiting {
+                    prefix,
+                    message_bytes,
+                    permit: Box::pin(Arc::clone(&self.budget.free).acquire_many_owned(permits)),
+                    give_up: Box::pin(tokio::time::sleep(self.settings.stall_timeout)),
+                });
+            }
+        }
+        Step::GoOn
+    }
+
+    fn granted(&mut self, prefix: Bytes, message_bytes: usize, permit: OwnedSemaphorePermit) {
+        self.current.set(permit);
+        let transfer = Duration::from_secs(message_bytes as u64 / SLOWEST_BYTES_PER_SECOND);
+        self.state = State::Message(Message {
+            prefix: Some(prefix),
+            remaining: message_bytes,
+            deadline: Instant::now() + self.settings.stall_timeout + transfer,
+            timer: None,
+        });
+    }
+
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Step {
+        let State::Waiting(waiting) = &mut self.state else {
+            return Step::GoOn;
+        };
+        match waiting.permit.as_mut().poll(cx) {
+            Poll::Ready(Ok(permit)) => {
+                let (prefix, message_bytes) = (waiting.prefix.clone(), waiting.message_bytes);
+                self.granted(prefix, message_bytes, permit);
+                return Step::GoOn;
+            }
+            // Nobody closes a budget.
+            Poll::Ready(Err(_)) => return self.refuse(ErrorKind::Unavailable, "stopping".to_owned()),
+            Poll::Pending => {}
+        }
+        if waiting.give_up.as_mut().poll(cx).is_pending() {
+            return Step::Give(Poll::Pending);
+        }
+        let message = "no room for the message, too many are under way; retry later".to_owned();
+        self.refuse(ErrorKind::Exhausted, message)
+    }
+
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Step {
+        let State::Message(message) = &mut self.state else {
+            return Step::GoOn;
+        };
+        if let Some(prefix) = message.prefix.take() {
+            return give(prefix);
+        }
+        if message.remaining == 0 {
+            self.state = State::Prefix(BytesMut::new());
+            return Step::GoOn;
+        }
+        if !self.received.is_empty() {
+            let part = self.received.split_to(self.received.len().min(message.remaining));
+            message.remaining -= part.len();
+            return give(part);
+        }
+        match self.receive(cx) {
+            Poll::Ready(step) => step,
+            Poll::Pending => self.poll_stalled(cx),
+        }
+    }
+
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Step {
+        if let State::Message(message) = &mut self.state {
+            let deadline = message.deadline;
+            let timer = message
+                .timer
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+            if timer.as_mut().poll(cx).is_pending() {
+                return Step::Give(Poll::Pending);
+            }
+        }
+        let message = "the message was begun and not finished in time; send it faster".to_owned();
+        self.refuse(ErrorKind::DeadlineExceeded, message)
+    }
+}
+
+fn give(data: Bytes) -> Step {
+    Step::Give(Poll::Ready(Some(Ok(Frame::data(data)))))
+}
+
+impl<B> Body for MeteredBody<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        let body = self.get_mut();
+        loop {
+            let step = match &body.state {
+                State::Prefix(_) => body.poll_prefix(cx),
+                State::Waiting(_) => body.poll_waiting(cx),
+                State::Message(_) => body.poll_message(cx),
+                State::Over => return Poll::Ready(None),
+            };
+            if let Step::Give(polled) = step {
+                return polled;
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+//! Channels: one connection per peer, shared by everyone in the process, made again when it breaks.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use ptah_types::{ErrorKind, WIRE_PROTOCOL};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use crate::network::BoxIo;
+use crate::secret::SECRET_HEADER;
+use crate::wire::WIRE_HEADER;
+use crate::{ClusterSecret, Network, RpcError};
+
+/// A channel to one peer. Clones share its connection.
+pub type RpcChannel = InterceptedService<Channel, Credentials>;
+
+/// Settings of channels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChannelOptions {
+    /// Time to make a connection.
+    pub connect_timeout: Duration,
+    /// A connection without traffic is probed this often, so that a dead one is found and made again.
+    pub keep_alive_interval: Duration,
+    /// A probe without answer for this long means that the connection is dead.
+    pub keep_alive_timeout: Duration,
+    /// Unread bytes that a peer may send on one stream.
+    pub stream_window_bytes: u32,
+    /// Unread bytes that a peer may send on one connection.
+    pub connection_window_bytes: u32,
+    /// Largest HTTP/2 frame that is taken: big messages in few frames, small ones not behind a huge one.
+    pub max_frame_bytes: u32,
+}
+
+impl Default for ChannelOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(2),
+            keep_alive_interval: Duration::from_secs(2),
+            keep_alive_timeout: Duration::from_secs(3),
+            stream_window_bytes: 8 << 20,
+            connection_window_bytes: 32 << 20,
+            max_frame_bytes: 256 << 10,
+        }
+    }
+}
+
+/// Adds the cluster's proof and our versions to each call. For the public door it adds nothing.
+#[derive(Clone, Debug)]
+pub struct Credentials(Option<Internal>);
+
+#[derive(Clone, Debug)]
+struct Internal {
+    proof: MetadataValue<Ascii>,
+    wire: MetadataValue<Ascii>,
+}
+
+impl Interceptor for Credentials {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(internal) = &self.0 {
+            let metadata = request.metadata_mut();
+            metadata.insert(SECRET_HEADER, internal.proof.clone());
+            metadata.insert(WIRE_HEADER, internal.wire.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// Cached channels by address. Clones share the cache.
+#[derive(Clone)]
+pub struct Channels {
+    network: Arc<dyn Network>,
+    credentials: Credentials,
+    options: ChannelOptions,
+    open: Arc<Mutex<BTreeMap<String, RpcChannel>>>,
+}
+
+impl Channels {
+    /// Channels between processes of the cluster.
+    pub fn new(network: Arc<dyn Network>, secret: ClusterSecret) -> Self {
+        let wire = MetadataValue::try_from(WIRE_PROTOCOL.to_string());
+        let internal = Internal {
+            proof: secret.proof(),
+            wire: wire.expect("digits and a dash are ASCII"),
+        };
+        Self::with_credentials(network, Credentials(Some(internal)))
+    }
+
+    /// Channels to the public door, as outside programs have them.
+    pub fn public(network: Arc<dyn Network>) -> Self {
+        Self::with_credentials(network, Credentials(None))
+    }
+
+    fn with_credentials(network: Arc<dyn Network>, credentials: Credentials) -> Self {
+        Self {
+            network,
+            credentials,
+            options: ChannelOptions::default(),
+            open: Arc::default(),
+        }
+    }
+
+    /// With other settings, and an empty cache.
+    #[must_use]
+    pub fn with_options(self, options: ChannelOptions) -> Self {
+        Self {
+            options,
+            open: Arc::default(),
+            ..self
+        }
+    }
+
+    /// The channel to `address` (`host:port`). It connects at the first call and again after every loss; a call
+    /// while there is no connection fails as unavailable within the connect timeout.
+    pub fn to(&self, address: &str) -> Result<RpcChannel, RpcError> {
+        let mut open = self.open.lock();
+        if let Some(channel) = open.get(address) {
+            return Ok(channel.clone());
+        }
+        let channel = self.make(address)?;
+        open.insert(address.to_owned(), channel.clone());
+        Ok(channel)
+    }
+
+    /// Drops the cached channel of a peer that is gone for good. Clones that are in use live on.
+    pub fn forget(&self, address: &str) {
+        self.open.lock().remove(address);
+    }
+
+    fn make(&self, address: &str) -> Result<RpcChannel, RpcError> {
+        let options = &self.options;
+        let endpoint = endpoint(address)?
+            .http2_keep_alive_interval(options.keep_alive_interval)
+            .keep_alive_timeout(options.keep_alive_timeout)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(options.stream_window_bytes)
+            .initial_connection_window_size(options.connection_window_bytes)
+            .max_frame_size(options.max_frame_bytes);
+        let network = Arc::clone(&self.network);
+        let address: Arc<str> = address.into();
+        let deadline = options.connect_timeout;
+        let connector = tower::service_fn(move |_: Uri| {
+            let (network, address) = (Arc::clone(&network), Arc::clone(&address));
+            async move { connect(&*network, &address, deadline).await.map(TokioIo::new) }
+        });
+        let channel = endpoint.connect_with_connector_lazy(connector);
+        Ok(InterceptedService::new(channel, self.credentials.clone()))
+    }
+}
+
+/// The deadline is kept here and not by the endpoint: its own gives an error that cannot be told from a call that
+/// was lost half way.
+async fn connect(network: &dyn Network, address: &str, deadline: Duration) -> io::Result<BoxIo> {
+    let attempt = tokio::time::timeout(deadline, network.connect(address)).await;
+    let connected = attempt.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    connected.map_err(|error| {
+        let why = format!("connect to `{address}`: {error}");
+        io::Error::new(error.kind(), why)
+    })
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, RpcError> {
+    let invalid = || {
+        let message = format!("`{address}` is no address; use host:port");
+        RpcError::new(ErrorKind::InvalidArgument, message)
+    };
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| invalid())?;
+    let uri = endpoint.uri();
+    let is_host_port = uri.port_u16().is_some() && uri.path() == "/" && uri.query().is_none();
+    if !is_host_port {
+        return Err(invalid());
+    }
+    Ok(endpoint)
+}
+
+impl fmt::Debug for Channels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channels")
+            .field("open", &self.open.lock().keys().collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TcpNetwork;
+
+    #[tokio::test]
+    async fn only_host_and_port_is_an_address() {
+        let channels = Channels::public(Arc::new(TcpNetwork::new()));
+        for bad in [
+            "",
+            "host",
+            "host:",
+            "host:1/path",
+            "host:99999",
+            "a b:1",
+            "host:1?x",
+        ] {
+            let error = channels.to(bad).map(|_| ()).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidArgument, "{bad}");
+        }
+        assert!(channels.to("[::1]:6222").is_ok());
+    }
+}

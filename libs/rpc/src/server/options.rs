@@ -1,0 +1,79 @@
+//! Limits of a server.
+
+use std::time::Duration;
+
+use crate::MAX_RPC_MESSAGE_BYTES;
+
+/// Limits of a server. Every bound says what happens beyond it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerOptions {
+    /// Largest request message on a port with a budget; larger ones are refused before they are read. Services of
+    /// internal ports have the limit of their generated server.
+    pub max_message_bytes: usize,
+    /// Most connections; further ones are closed at once.
+    pub max_connections: usize,
+    /// Most calls of one connection at a time; the client holds further ones back.
+    pub max_concurrent_streams: u32,
+    /// Most calls of all connections whose handler has not answered yet; further ones are refused as exhausted.
+    pub max_requests: usize,
+    /// Unread bytes that a client may send in one call.
+    pub stream_window_bytes: u32,
+    /// Unread bytes that a client may send on one connection.
+    pub connection_window_bytes: u32,
+    /// Largest HTTP/2 frame that is taken.
+    pub max_frame_bytes: u32,
+    /// Bytes of answers that wait for a slow reader, per call; then the handler waits.
+    pub max_send_buffer_bytes: usize,
+    /// Largest header list of a call, in bytes; larger ones are refused.
+    pub max_header_bytes: u32,
+    /// A connection without traffic is probed this often.
+    pub keep_alive_interval: Duration,
+    /// A probe without answer for this long ends the connection.
+    pub keep_alive_timeout: Duration,
+    /// A connection that says nothing for this long after it was made is closed.
+    pub handshake_timeout: Duration,
+    /// On a port with a budget: what a message that was begun may take beyond a slow transfer, and what it may wait
+    /// for the budget.
+    pub stall_timeout: Duration,
+    /// What a handler may take until it answers (for streams: until they begin) when the caller sets no shorter
+    /// deadline; `None` means as long as it takes.
+    pub handler_timeout: Option<Duration>,
+}
+
+impl ServerOptions {
+    /// For processes of the cluster: few connections, large windows.
+    pub fn internal() -> Self {
+        Self {
+            max_message_bytes: MAX_RPC_MESSAGE_BYTES,
+            max_connections: 4_096,
+            max_concurrent_streams: 1_024,
+            max_requests: 8_192,
+            stream_window_bytes: 8 << 20,
+            connection_window_bytes: 32 << 20,
+            max_frame_bytes: 256 << 10,
+            max_send_buffer_bytes: 1 << 20,
+            max_header_bytes: 16 << 10,
+            keep_alive_interval: Duration::from_secs(5),
+            keep_alive_timeout: Duration::from_secs(5),
+            handshake_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(30),
+            handler_timeout: None,
+        }
+    }
+
+    /// For outside programs: many connections, small windows.
+    pub fn public() -> Self {
+        Self {
+            max_connections: 16_384,
+            max_concurrent_streams: 256,
+            stream_window_bytes: 1 << 20,
+            connection_window_bytes: 8 << 20,
+            max_frame_bytes: 64 << 10,
+            max_send_buffer_bytes: 256 << 10,
+            keep_alive_interval: Duration::from_secs(20),
+            keep_alive_timeout: Duration::from_secs(10),
+            handler_timeout: Some(Duration::from_secs(120)),
+            ..Self::internal()
+        }
+    }
+}
