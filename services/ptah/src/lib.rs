@@ -1,1 +1,72 @@
-//! The one command people type: ptah up, stations, produce, consume, bench.
+//! The command line of Ptah.
+//!
+//! `ptah up` runs the four services in one process; every other command is a client of the public gRPC door.
+//! Nothing of the cluster's logic lives here: `up` only starts the services together, the commands only ask and show.
+
+pub mod args;
+pub mod bench;
+pub mod client;
+pub mod command;
+mod encoding;
+pub mod failure;
+pub mod output;
+mod signals;
+pub mod units;
+pub mod up;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+use crate::args::{Cli, Command};
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// Reads the arguments, runs the command, reports its failure on stderr and answers with the exit code.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let matches = Cli::command().get_matches_from(arguments);
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let output = Output::new(cli.global.json);
+    let result = args::check_placement(&matches, &cli).and_then(|()| run(cli, &output));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.report(&failure);
+            ExitCode::from(failure.exit().code())
+        }
+    }
+}
+
+fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
+    let is_server = matches!(cli.command, Command::Up(_));
+    let mut builder = if is_server {
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        // One thread: a client's work is small, and a hand-over between threads costs more than it saves.
+        tokio::runtime::Builder::new_current_thread()
+    };
+    let runtime = builder
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("start the runtime: {error}")))?;
+    let result = runtime.block_on(dispatch(cli, output));
+    // A thread may still wait for a terminal or a pipe that never says anything; nobody needs its answer.
+    runtime.shutdown_background();
+    result
+}
+
+async fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
+    let global = cli.global;
+    match cli.command {
+        Command::Up(args) => Box::pin(up::run(args, output)).await,
+        Command::Station(args) => command::station::run(args, &global, output).await,
+        Command::Produce(args) => Box::pin(command::produce::run(args, &global, output)).await,
+        Command::Consume(args) => Box::pin(command::consume::run(args, &global, output)).await,
+        Command::Cluster(args) => command::cluster::run(args, &global, output).await,
+        Command::Bench(args) => Box::pin(bench::run(args, &global, output)).await,
+    }
+}

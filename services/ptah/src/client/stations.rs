@@ -1,0 +1,108 @@
+//! Calls about stations and the cluster.
+
+use ptah_proto::api::v1 as pb;
+use ptah_proto::api::v1::cluster_service_client::ClusterServiceClient;
+use ptah_proto::api::v1::station_service_client::StationServiceClient;
+use tonic::transport::Channel;
+
+use super::connect::Client;
+use super::error::{ClientError, Effect};
+use super::types::{ClusterStatus, NewStation, PartitionStatus, Station};
+
+/// Stations asked for at a time.
+const PAGE_SIZE: u32 = 500;
+
+impl Client {
+    fn stations(&self) -> StationServiceClient<Channel> {
+        StationServiceClient::new(self.channel.clone())
+    }
+
+    /// Makes a station; tells whether it was new.
+    pub async fn create_station(&self, station: &NewStation) -> Result<(Station, bool), ClientError> {
+        let request = self.request(pb::CreateStationRequest {
+            tenant: String::new(),
+            name: station.name.clone(),
+            config: Some(pb::StationConfig {
+                partitions: station.partitions,
+                replicas: station.replicas,
+                storage: ptah_proto::common::v1::Storage::File.into(),
+                max_message_bytes: station.max_message_bytes,
+                kind: ptah_proto::common::v1::StationKind::Station.into(),
+            }),
+        });
+        let response = self
+            .call(Effect::Write, self.stations().create_station(request))
+            .await?;
+        let made = response
+            .station
+            .ok_or_else(|| ClientError::protocol(&self.server, "no station in the answer"))?;
+        Ok((made.into(), response.created))
+    }
+
+    /// One station and its partitions in order.
+    pub async fn station(&self, name: &str) -> Result<(Station, Vec<PartitionStatus>), ClientError> {
+        let request = self.request(pb::GetStationRequest {
+            tenant: String::new(),
+            name: name.to_owned(),
+        });
+        let response = self
+            .call(Effect::Read, self.stations().get_station(request))
+            .await?;
+        let found = response
+            .station
+            .ok_or_else(|| ClientError::protocol(&self.server, "no station in the answer"))?;
+        Ok((
+            found.into(),
+            response
+                .partitions
+                .into_iter()
+                .map(PartitionStatus::from)
+                .collect(),
+        ))
+    }
+
+    /// All stations in order of their names.
+    pub async fn list_stations(&self) -> Result<Vec<Station>, ClientError> {
+        let mut stations = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = self.request(pb::ListStationsRequest {
+                tenant: String::new(),
+                page_size: PAGE_SIZE,
+                page_token: page_token.clone(),
+            });
+            let page = self
+                .call(Effect::Read, self.stations().list_stations(request))
+                .await?;
+            stations.extend(page.stations.into_iter().map(Station::from));
+            if page.next_page_token.is_empty() {
+                return Ok(stations);
+            }
+            if page.next_page_token == page_token {
+                return Err(ClientError::protocol(&self.server, "the same page again"));
+            }
+            page_token = page.next_page_token;
+        }
+    }
+
+    /// Deletes a station and its messages.
+    pub async fn delete_station(&self, name: &str) -> Result<(), ClientError> {
+        let request = self.request(pb::DeleteStationRequest {
+            tenant: String::new(),
+            name: name.to_owned(),
+        });
+        self.call(Effect::Write, self.stations().delete_station(request))
+            .await?;
+        Ok(())
+    }
+
+    /// How the cluster is.
+    pub async fn cluster_status(&self) -> Result<ClusterStatus, ClientError> {
+        let mut cluster = ClusterServiceClient::new(self.channel.clone());
+        let request = self.request(pb::GetClusterStatusRequest {});
+        Ok(self
+            .call(Effect::Read, cluster.get_cluster_status(request))
+            .await?
+            .into())
+    }
+}

@@ -1,0 +1,6 @@
+//! One file per command.
+
+pub mod cluster;
+pub mod consume;
+pub mod produce;
+pub mod station;
