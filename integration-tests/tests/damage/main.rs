@@ -50,6 +50,18 @@ fn files(dir: &Path, matches: &dyn Fn(&str) -> bool) -> anyhow::Result<Vec<PathB
     Ok(found)
 }
 
+/// Makes `to` what `from` is: every trial starts from the same directory.
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let _ = std::fs::remove_dir_all(to);
+    let status = std::process::Command::new("cp")
+        .args(["-a", "--sparse=always"])
+        .arg(from)
+        .arg(to)
+        .status()?;
+    anyhow::ensure!(status.success(), "copy {}: {status}", from.display());
+    Ok(())
+}
+
 /// Flips one bit at a share of the file's written part.
 fn flip(path: &Path, share: f64) -> anyhow::Result<()> {
     let mut bytes = std::fs::read(path)?;
@@ -111,6 +123,7 @@ async fn a_flipped_bit_in_any_file_of_the_only_replica_is_noticed() -> anyhow::R
     client.create_station("ledger", 1, 1).await?;
     let stored = store_messages(&client, "ledger", 600).await?;
     let dir = cluster.node_dir(0);
+    let kept = cluster.path().join("kept");
     let is_wal = |path: &str| path.contains("/wal/");
     let is_group = |path: &str| !path.contains("/wal/") && path.contains("/g/");
     let kinds: [(&str, &dyn Fn(&str) -> bool, bool); 4] = [
@@ -130,10 +143,10 @@ async fn a_flipped_bit_in_any_file_of_the_only_replica_is_noticed() -> anyhow::R
         } else {
             cluster.nodes[0].kill().await?;
         }
+        copy(&dir, &kept)?;
         for path in files(&dir, matches)?.into_iter().take(2) {
             for share in [0.3, 0.6, 0.9] {
                 let what = format!("{kind} {} at {share}", path.display());
-                let original = std::fs::read(&path)?;
                 flip(&path, share)?;
                 match cluster.restart_node(0).await {
                     Ok(()) => {
@@ -149,7 +162,7 @@ async fn a_flipped_bit_in_any_file_of_the_only_replica_is_noticed() -> anyhow::R
                         );
                     }
                 }
-                std::fs::write(&path, original)?;
+                copy(&kept, &dir)?;
             }
         }
         cluster.restart_node(0).await?;
