@@ -27,11 +27,12 @@ pub use open::OpenError;
 /// Writes that may wait for the writer.
 const QUEUE: usize = 64;
 /// A caller waits this long for a place in the queue; then the store is busy.
-const QUEUE_DEADLINE: Duration = Duration::from_secs(3);
-/// A caller waits this long for the outcome of its write; then it is not known. Below the deadline of the RPC clients.
-const WRITE_DEADLINE: Duration = Duration::from_secs(10);
-/// A read that takes longer is given up.
-const READ_DEADLINE: Duration = Duration::from_secs(5);
+const QUEUE_DEADLINE: Duration = Duration::from_secs(1);
+/// A caller waits this long for the outcome of its write; then it is not known. With the wait before it below the
+/// deadline of the RPC clients, 5 s, so that they hear the reason.
+const WRITE_DEADLINE: Duration = Duration::from_millis(3_500);
+/// A read that takes longer is given up, before its RPC client does.
+const READ_DEADLINE: Duration = Duration::from_secs(4);
 
 /// How to open the store.
 #[derive(Clone, Debug)]
