@@ -1,0 +1,294 @@
+//! The life of a replica: opened, watched, opened again when its core dies, given up when that does not help.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use openraft::ServerState;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::error::{InitializeError, RaftError};
+use ptah_segment_log::{GroupCondition, GroupError, GroupLog, GroupSpec, Store};
+use ptah_service::Ports;
+use ptah_types::{ReplicaId, Term};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::cell::{Cell, Leadership, ReplicaState, Running};
+use crate::log_store::LogStore;
+use crate::runtime::with_random;
+use crate::state_machine::StateMachine;
+use crate::transport::{Factory, Transport};
+use crate::types::{Raft, member_nodes};
+
+/// A replica that ran this long without dying is at peace again.
+const PEACE: Duration = Duration::from_secs(3600);
+/// How long reading the log at the start of openraft may take.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What opening a replica needs.
+pub(crate) struct Opener {
+    pub(crate) store: Store,
+    pub(crate) transport: Transport,
+    pub(crate) ports: Ports,
+    pub(crate) config: Arc<openraft::Config>,
+    /// Told when appends may find room again.
+    pub(crate) room: Arc<Notify>,
+}
+
+/// Why a replica was not opened.
+enum OpenFailure {
+    /// Trying again does not help.
+    Final(ReplicaState, String),
+    /// It may help.
+    Again(String),
+}
+
+fn again(error: impl ToString) -> OpenFailure {
+    OpenFailure::Again(error.to_string())
+}
+
+/// Why a running replica ended.
+enum Ended {
+    Stopped,
+    Died(String),
+}
+
+/// Runs a replica until it is stopped or given up.
+pub(crate) async fn supervise(cell: Arc<Cell>, opener: Arc<Opener>) {
+    let options = &cell.shared.options;
+    let mut deaths = 0;
+    let mut pause = options.restart_pause;
+    loop {
+        let started = Instant::now();
+        let why = match run_once(&cell, &opener).await {
+            Ok(Ended::Stopped) => break cell.set_state(ReplicaState::Stopped, None),
+            Ok(Ended::Died(why)) | Err(OpenFailure::Again(why)) => why,
+            Err(OpenFailure::Final(state, why)) => {
+                tracing::error!(group = %cell.group.to_hex(), replica = %cell.replica, ?state, %why, "replica cannot run");
+                break cell.set_state(state, Some(why));
+            }
+        };
+        if let Some(damage) = cell.trouble.text() {
+            break cell.set_state(ReplicaState::Damaged, Some(damage));
+        }
+        if cell.is_stopping() {
+            break cell.set_state(ReplicaState::Stopped, None);
+        }
+        if started.elapsed() > PEACE {
+            (deaths, pause) = (0, options.restart_pause);
+        }
+        deaths += 1;
+        if deaths > options.max_restarts {
+            tracing::error!(group = %cell.group.to_hex(), replica = %cell.replica, %why, "replica is given up");
+            break cell.set_state(ReplicaState::Failed, Some(why));
+        }
+        tracing::warn!(group = %cell.group.to_hex(), replica = %cell.replica, %why, "replica is opened again");
+        cell.shared.metrics.restarts.inc();
+        cell.set_state(ReplicaState::Restarting, Some(why));
+        tokio::select! {
+            () = cell.stop.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = (pause * 2).min(options.restart_pause_max);
+    }
+}
+
+async fn run_once(cell: &Arc<Cell>, opener: &Opener) -> Result<Ended, OpenFailure> {
+    if cell.is_stopping() {
+        return Ok(Ended::Stopped);
+    }
+    let log = find_log(cell, opener).await?;
+    cell.opened.store(true, Ordering::Release);
+    let raft = open_raft(cell, opener, &log).await.map_err(again)?;
+    let running = Running {
+        raft,
+        log,
+        blocking: cell.shared.blocking,
+        installing: Arc::new(tokio::sync::Mutex::new(())),
+    };
+    let ended = match begin(cell, &running).await {
+        Ok(()) => {
+            cell.set_running(Some(running.clone()));
+            cell.set_state(ReplicaState::Running, None);
+            watch(cell, &running.raft).await
+        }
+        Err(why) => Ended::Died(why),
+    };
+    cell.set_running(None);
+    let term = cell.leadership().term;
+    cell.set_leadership(Leadership {
+        term,
+        ..Leadership::default()
+    });
+    // The core is gone or goes now; an error says only how it ended.
+    let _ = tokio::time::timeout(SHUTDOWN_DEADLINE, running.raft.shutdown()).await;
+    Ok(ended)
+}
+
+/// The replica's log; made when it may be made.
+async fn find_log(cell: &Arc<Cell>, opener: &Opener) -> Result<Arc<GroupLog>, OpenFailure> {
+    if let Some(log) = opener.store.group(cell.group) {
+        return if log.spec().replica == cell.replica {
+            Ok(log)
+        } else {
+            let found = log.spec().replica;
+            let why = format!(
+                "the disk holds replica {found} of the group, not {}",
+                cell.replica
+            );
+            Err(OpenFailure::Final(ReplicaState::Failed, why))
+        };
+    }
+    let on_disk = opener
+        .store
+        .groups()
+        .into_iter()
+        .find(|info| info.group == cell.group);
+    if let Some(GroupCondition::Damaged(damage)) = on_disk.map(|info| info.condition) {
+        let text: Vec<String> = damage.iter().map(ToString::to_string).collect();
+        return Err(OpenFailure::Final(ReplicaState::Damaged, text.join("; ")));
+    }
+    if cell.opened.load(Ordering::Acquire) {
+        let why = format!(
+            "replica {} held data once and the disk has none of it; place a new replica",
+            cell.replica
+        );
+        return Err(OpenFailure::Final(ReplicaState::Lost, why));
+    }
+    let (store, spec) = (opener.store.clone(), group_spec(cell));
+    let made = cell
+        .shared
+        .blocking
+        .run(move || store.create_group(spec))
+        .await
+        .map_err(again)?;
+    made.map_err(|error| match error {
+        GroupError::ReplicaUsed { .. } => OpenFailure::Final(ReplicaState::Lost, error.to_string()),
+        other => again(other),
+    })
+}
+
+fn group_spec(cell: &Cell) -> GroupSpec {
+    GroupSpec {
+        group: cell.group,
+        replica: cell.replica,
+        key: cell.key.clone(),
+        segment_bytes: cell.segment_bytes,
+    }
+}
+
+async fn open_raft(cell: &Arc<Cell>, opener: &Opener, log: &Arc<GroupLog>) -> io::Result<Raft> {
+    let shared = &cell.shared;
+    let machine = StateMachine::open(
+        Arc::clone(log),
+        Arc::clone(&cell.state),
+        Arc::clone(&cell.trouble),
+        shared.blocking,
+        Arc::clone(&shared.metrics),
+    )
+    .await?;
+    let store = LogStore::new(
+        Arc::clone(log),
+        Arc::clone(&opener.room),
+        Arc::clone(&cell.trouble),
+        shared.blocking,
+    );
+    let factory = Factory {
+        transport: opener.transport.clone(),
+        group: cell.group,
+        from: cell.replica,
+        holds: Arc::clone(&cell.holds),
+    };
+    let config = Arc::clone(&opener.config);
+    let opening = Raft::new(cell.replica.get(), config, factory, store, machine);
+    with_random(Arc::clone(&opener.ports.random), opening)
+        .await
+        .map_err(io::Error::other)
+}
+
+/// What a replica does once when it starts: the group's first membership, and an election that needs nobody else.
+async fn begin(cell: &Arc<Cell>, running: &Running) -> Result<(), String> {
+    let raft = &running.raft;
+    if cell.initialize.load(Ordering::Acquire) && running.log.last_log_id().is_none() {
+        match raft.initialize(member_nodes(&cell.members)).await {
+            // Another replica of the group was faster, which the log will tell.
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    let alone = {
+        let metrics = raft.server_metrics();
+        let stored = metrics.borrow_watched().membership_config.clone();
+        let voters: Vec<u64> = stored.membership().voter_ids().collect();
+        voters == [cell.replica.get()]
+    };
+    if alone {
+        raft.trigger()
+            .elect(false)
+            .await
+            .map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// Publishes who leads, until the replica is stopped or dies.
+async fn watch(cell: &Arc<Cell>, raft: &Raft) -> Ended {
+    let mut server = raft.server_metrics();
+    let mut applied_term = cell.state.watch_term();
+    let mut membership = None;
+    loop {
+        let (leadership, seen) = {
+            let metrics = server.borrow_and_update();
+            let applied = *applied_term.borrow_and_update();
+            (
+                leadership_of(cell.replica, &metrics, applied),
+                *metrics.membership_config.log_id(),
+            )
+        };
+        cell.set_leadership(leadership);
+        if membership != Some(seen) {
+            membership = Some(seen);
+            cell.changed();
+        }
+        tokio::select! {
+            () = cell.stop.cancelled() => return Ended::Stopped,
+            () = cell.damage_found.notified() => return Ended::Died("stored data is damaged".to_owned()),
+            changed = server.changed() => if changed.is_err() {
+                return Ended::Died(cause_of_death(raft));
+            },
+            changed = applied_term.changed() => if changed.is_err() {
+                return Ended::Died("the applied state is gone".to_owned());
+            },
+        }
+        if raft.metrics().borrow_watched().running_state.is_err() {
+            return Ended::Died(cause_of_death(raft));
+        }
+    }
+}
+
+fn cause_of_death(raft: &Raft) -> String {
+    match &raft.metrics().borrow_watched().running_state {
+        Err(fatal) => fatal.to_string(),
+        Ok(()) => "the core ended".to_owned(),
+    }
+}
+
+fn leadership_of(
+    own: ReplicaId,
+    metrics: &openraft::metrics::RaftServerMetrics<crate::types::TypeConfig>,
+    applied: Option<Term>,
+) -> Leadership {
+    let term = Term(metrics.vote.leader_id.term);
+    let leader = metrics.current_leader;
+    let home = leader.and_then(|id| metrics.membership_config.membership().get_node(&id).copied());
+    // Entries of a term begin with its leader's blank one: when any of them is applied, all older ones are.
+    let ready = metrics.state == ServerState::Leader && leader == Some(own.get()) && applied == Some(term);
+    Leadership {
+        term,
+        reign: 0,
+        leader: home.and_then(|home| home.node()),
+        leader_replica: leader.and_then(|id| ReplicaId::new(id).ok()),
+        ready,
+    }
+}

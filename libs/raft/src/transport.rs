@@ -1,0 +1,162 @@
+//! How replicas talk: few streams per pair of nodes, whatever the number of groups.
+//!
+//! To every node lead three connections: one for log entries, one for heartbeats and votes, so that a big entry never
+//! delays a sign of life, and one for snapshots. Who talks is said at the beginning of each stream and in each call,
+//! and verified: cluster, both nodes, both replicas.
+//!
+//! openraft asks [`Factory`] for a client per follower and purpose; all clients of one node share its [`Peer`].
+
+mod append_stream;
+mod beats;
+mod client;
+mod fragments;
+pub(crate) mod grpc;
+mod outbox;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use ptah_rpc::{Channels, ClusterSecret, Network};
+use ptah_segment_log::Identity;
+use ptah_service::{Ports, Tasks};
+use ptah_types::NodeId;
+use tokio::sync::watch;
+
+pub(crate) use client::Factory;
+pub(crate) use outbox::Route;
+
+use crate::directory::Directory;
+use crate::metrics::Metrics;
+
+/// How long greeting a node may take.
+const GREETING_DEADLINE: Duration = Duration::from_secs(3);
+
+/// What the transport is told by the host.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TransportOptions {
+    pub(crate) append_window: usize,
+    pub(crate) peer_queue_bytes: usize,
+    pub(crate) heartbeat_coalesce: Duration,
+    /// How long the answer to a message of heartbeats waits for a group that is busy.
+    pub(crate) beat_patience: Duration,
+}
+
+/// Connections by purpose.
+struct Lines {
+    entries: Channels,
+    beats: Channels,
+    snapshots: Channels,
+}
+
+struct Inner {
+    identity: Identity,
+    options: TransportOptions,
+    network: Arc<dyn Network>,
+    lines: Lines,
+    ports: Ports,
+    tasks: Tasks,
+    directory: Arc<Directory>,
+    metrics: Arc<Metrics>,
+    addresses: watch::Sender<BTreeMap<NodeId, String>>,
+    peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
+}
+
+/// The talk of one node with all others. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Transport {
+    inner: Arc<Inner>,
+}
+
+/// Another node, as its clients see it.
+pub(crate) struct Peer {
+    node: NodeId,
+    outbox: Arc<outbox::Outbox>,
+    beats: beats::Beats,
+}
+
+/// Everything that a transport is made of.
+pub(crate) struct TransportParts {
+    pub(crate) identity: Identity,
+    pub(crate) options: TransportOptions,
+    pub(crate) network: Arc<dyn Network>,
+    pub(crate) secret: ClusterSecret,
+    pub(crate) ports: Ports,
+    pub(crate) tasks: Tasks,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Transport {
+    pub(crate) fn new(parts: TransportParts) -> Self {
+        let channels = || Channels::new(Arc::clone(&parts.network), parts.secret.clone());
+        let lines = Lines {
+            entries: channels(),
+            beats: channels(),
+            snapshots: channels(),
+        };
+        Self {
+            inner: Arc::new(Inner {
+                identity: parts.identity,
+                options: parts.options,
+                network: parts.network,
+                lines,
+                ports: parts.ports,
+                tasks: parts.tasks,
+                directory: parts.directory,
+                metrics: parts.metrics,
+                addresses: watch::Sender::new(BTreeMap::new()),
+                peers: RwLock::new(BTreeMap::new()),
+            }),
+        }
+    }
+
+    /// Where the nodes are. A node whose address changes is connected to anew.
+    pub(crate) fn set_addresses(&self, addresses: BTreeMap<NodeId, String>) {
+        self.inner.addresses.send_if_modified(|old| {
+            let changed = *old != addresses;
+            *old = addresses;
+            changed
+        });
+    }
+
+    pub(crate) fn address(&self, node: NodeId) -> Option<String> {
+        self.inner.addresses.borrow().get(&node).cloned()
+    }
+
+    /// The node's peer, whose streams run from now on.
+    fn peer(&self, node: NodeId) -> Arc<Peer> {
+        if let Some(peer) = self.inner.peers.read().get(&node) {
+            return Arc::clone(peer);
+        }
+        let mut peers = self.inner.peers.write();
+        let peer = peers.entry(node).or_insert_with(|| {
+            let peer = Arc::new(Peer {
+                node,
+                outbox: Arc::new(outbox::Outbox::new(self.inner.options.peer_queue_bytes)),
+                beats: beats::Beats::default(),
+            });
+            grpc::start_streams(self, &peer);
+            peer
+        });
+        Arc::clone(peer)
+    }
+
+    pub(crate) fn count_snapshot_bytes(&self, bytes: u64) {
+        self.inner.metrics.snapshot_bytes.inc_by(bytes);
+    }
+
+    /// Whether nothing listens at the node's address any more: its process is gone for certain. Anything but a
+    /// refused connection (an answer, silence, an unknown address) leaves that open.
+    pub(crate) async fn is_certainly_gone(&self, node: NodeId, patience: Duration) -> bool {
+        let Some(address) = self.address(node) else {
+            return false;
+        };
+        let attempt = self.inner.network.connect(&address);
+        match tokio::time::timeout(patience, attempt).await {
+            Ok(Err(error)) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+            Ok(Ok(_)) | Err(_) => false,
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Receiving log entries: sessions of many groups on one stream.
+//!
+//! Invariants: nothing that fails verification reaches openraft; a slow or broken group ends its own session and
+//! never holds up the stream; answers of one session leave in order.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::stream::{BoxStream, SelectAll};
+use futures_util::{FutureExt, StreamExt};
+use openraft::error::Fatal;
+use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
+use ptah_proto::raft::v1 as pb;
+use ptah_types::NodeId;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::convert::{part_from_pb, result_to_pb};
+use crate::directory::Directory;
+use crate::metrics::Metrics;
+use crate::transport::fragments::{Assembly, decode_entries};
+use crate::transport::outbox::{AppendHead, AppendOutcome, AppendPart, Route};
+use crate::types::{TypeConfig, log_id};
+
+/// Requests of one session that wait for its group. Senders have fewer under way; one that has more is broken.
+const SESSION_QUEUE: usize = 64;
+/// Most sessions of one stream: far above the groups of a node.
+const MAX_SESSIONS: usize = 65_536;
+/// Most results in one message.
+const MAX_RESULTS: usize = 256;
+
+type Answer = Option<Result<StreamAppendResult<TypeConfig>, Fatal<TypeConfig>>>;
+/// Results of one session; `None` is its end.
+type Answers = BoxStream<'static, (u64, Answer)>;
+
+/// What the reading side tells the answering side.
+enum News {
+    /// A session began.
+    Session(Answers),
+    /// A session was refused or ended by the reading side.
+    Closed(u64, String),
+}
+
+struct Session {
+    route: Route,
+    head: Option<AppendHead>,
+    assembly: Assembly,
+    requests: mpsc::Sender<AppendEntriesRequest<TypeConfig>>,
+}
+
+/// One stream of entries from another node.
+pub(super) struct Receiver {
+    pub(super) from: NodeId,
+    pub(super) directory: Arc<Directory>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Receiver {
+    /// Reads and answers until the stream ends.
+    pub(super) async fn run(
+        self,
+        mut requests: tonic::Streaming<pb::ReplicateRequest>,
+        answers: mpsc::Sender<Result<pb::ReplicateResponse, Status>>,
+    ) {
+        let (tell, news) = mpsc::channel(64);
+        let read = async {
+            let mut sessions = BTreeMap::new();
+            while let Ok(Some(message)) = requests.message().await {
+                for append in message.appends {
+                    let Ok(part) = part_from_pb(append) else {
+                        self.metrics.bad_messages.inc();
+                        return;
+                    };
+                    if let Some(news) = self.take(&mut sessions, part)
+                        && tell.send(news).await.is_err()
+                    {
+                        return;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = read => {}
+            () = answer(news, answers) => {}
+        }
+    }
+
+    /// Takes one piece. The answer goes to the answering side.
+    fn take(&self, sessions: &mut BTreeMap<u64, Session>, part: AppendPart) -> Option<News> {
+        let number = part.session;
+        if part.close {
+            sessions.remove(&number);
+            return None;
+        }
+        let mut opened = None;
+        if let Some(route) = part.route {
+            if sessions.len() >= MAX_SESSIONS {
+                return Some(News::Closed(number, "too many sessions on one stream".to_owned()));
+            }
+            match self.open(number, route) {
+                Ok((session, answers)) => {
+                    sessions.insert(number, session);
+                    opened = Some(News::Session(answers));
+                }
+                Err(why) => return Some(News::Closed(number, why)),
+            }
+        }
+        // Pieces of a session that was ended here are still on their way.
+        let session = sessions.get_mut(&number)?;
+        match self.add(session, part) {
+            Ok(()) => opened,
+            Err(why) => {
+                sessions.remove(&number);
+                Some(News::Closed(number, why))
+            }
+        }
+    }
+
+    fn open(&self, number: u64, route: Route) -> Result<(Session, Answers), String> {
+        let raft = self.directory.raft(route, self.from)?;
+        let (requests, queue) = mpsc::channel(SESSION_QUEUE);
+        let answers = raft
+            .stream_append(ReceiverStream::new(queue))
+            .map(move |result| (number, Some(result)))
+            .chain(futures_util::stream::once(std::future::ready((number, None))));
+        let session = Session {
+            route,
+            head: None,
+            assembly: Assembly::default(),
+            requests,
+        };
+        Ok((session, Box::pin(answers)))
+    }
+
+    fn add(&self, session: &mut Session, part: AppendPart) -> Result<(), String> {
+        if let Some(head) = part.head {
+            session.head = Some(head);
+        }
+        session
+            .assembly
+            .add(part.frames, part.remaining)
+            .map_err(|error| self.refused(session.route, error))?;
+        if part.remaining > 0 {
+            return Ok(());
+        }
+        let bytes = std::mem::take(&mut session.assembly).finish();
+        let head = session
+            .head
+            .take()
+            .ok_or_else(|| self.refused(session.route, "the request has no head"))?;
+        let entries = decode_entries(
+            bytes,
+            session.route.group,
+            head.previous,
+            head.vote.leader_id.term,
+        )
+        .map_err(|error| self.refused(session.route, error))?;
+        let request = AppendEntriesRequest {
+            vote: head.vote,
+            prev_log_id: head.previous,
+            entries,
+            leader_commit: head.committed,
+        };
+        session
+            .requests
+            .try_send(request)
+            .map_err(|_| "the replica is too slow, or stopped".to_owned())
+    }
+
+    /// Entries that fail verification: reported, never written.
+    fn refused(&self, route: Route, why: impl ToString) -> String {
+        let why = why.to_string();
+        self.metrics.bad_entries.inc();
+        tracing::warn!(from = %self.from, group = %route.group.to_hex(), %why, "entries were refused");
+        why
+    }
+}
+
+/// Collects results of all sessions into messages.
+async fn answer(
+    mut news: mpsc::Receiver<News>,
+    answers: mpsc::Sender<Result<pb::ReplicateResponse, Status>>,
+) {
+    let mut all: SelectAll<Answers> = SelectAll::new();
+    loop {
+        let mut results = Vec::new();
+        tokio::select! {
+            told = news.recv() => match told {
+                None => return,
+                Some(News::Session(session)) => {
+                    all.push(session);
+                    continue;
+                }
+                Some(News::Closed(session, why)) => {
+                    results.push(result_to_pb(session, AppendOutcome::Closed(why)));
+                }
+            },
+            Some((session, answer)) = all.next(), if !all.is_empty() => {
+                results.extend(answer.and_then(outcome).map(|outcome| result_to_pb(session, outcome)));
+                while results.len() < MAX_RESULTS {
+                    let Some(Some((session, answer))) = all.next().now_or_never() else { break };
+                    results.extend(answer.and_then(outcome).map(|outcome| result_to_pb(session, outcome)));
+                }
+            }
+        }
+        if results.is_empty() {
+            continue;
+        }
+        let message = pb::ReplicateResponse {
+            welcome: None,
+            results,
+        };
+        if answers.send(Ok(message)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// `None` for what the sender does not wait for.
+fn outcome(result: Result<StreamAppendResult<TypeConfig>, Fatal<TypeConfig>>) -> Option<AppendOutcome> {
+    Some(match result {
+        Ok(result) => append_outcome(result),
+        Err(_) => AppendOutcome::Closed("the replica stopped".to_owned()),
+    })
+}
+
+pub(super) fn append_outcome(result: StreamAppendResult<TypeConfig>) -> AppendOutcome {
+    match result {
+        Ok(flushed) => AppendOutcome::Flushed(flushed.as_ref().map(log_id)),
+        Err(StreamAppendError::Conflict(id)) => AppendOutcome::Conflict(log_id(&id)),
+        Err(StreamAppendError::HigherVote(vote)) => AppendOutcome::HigherVote(vote),
+    }
+}

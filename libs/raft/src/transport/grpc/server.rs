@@ -1,0 +1,406 @@
+//! The transport service of a node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
+use ptah_proto::raft::v1 as pb;
+use ptah_proto::raft::v1::raft_transport_service_server::{RaftTransportService, RaftTransportServiceServer};
+use ptah_rpc::{MAX_RPC_MESSAGE_BYTES, RpcError, agree_wire};
+use ptah_types::{ErrorKind, LogIndex, NodeId};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::convert::{
+    InvalidMessage, beat_result_to_pb, raft_id_from_pb, raft_id_to_pb, route_from_pb, vote_from_pb,
+    vote_to_pb,
+};
+use super::receive::{Receiver, append_outcome};
+use crate::checkpoint_codec::decode_offer;
+use crate::install;
+use crate::transport::outbox::AppendOutcome;
+use crate::transport::{GREETING_DEADLINE, Transport};
+use crate::types::TypeConfig;
+
+/// The gRPC service for the node's cluster listener.
+pub type TransportService = RaftTransportServiceServer<TransportServer>;
+
+/// Answers that wait for the connection.
+const ANSWERS_AHEAD: usize = 16;
+/// Messages of heartbeats that are worked on at once per stream.
+const MAX_BEAT_MESSAGES: usize = 64;
+/// Bytes of a segment that are read from the disk at once, and sent in one message.
+const READ_BYTES: u64 = 1 << 20;
+const PIECE_BYTES: usize = ptah_types::limits::FRAGMENT_BYTES;
+/// How long a vote may take here; the caller's deadline is shorter.
+const CALL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Serves the other nodes.
+pub struct TransportServer {
+    transport: Transport,
+}
+
+impl Transport {
+    pub(crate) fn service(&self) -> TransportService {
+        RaftTransportServiceServer::new(TransportServer {
+            transport: self.clone(),
+        })
+        .max_decoding_message_size(MAX_RPC_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_RPC_MESSAGE_BYTES)
+    }
+}
+
+impl From<InvalidMessage> for Status {
+    fn from(error: InvalidMessage) -> Self {
+        RpcError::new(ErrorKind::InvalidArgument, error.to_string()).into()
+    }
+}
+
+fn unavailable(why: impl ToString) -> Status {
+    RpcError::new(ErrorKind::Unavailable, why.to_string()).into()
+}
+
+fn incompatible(why: String) -> Status {
+    RpcError::new(ErrorKind::Incompatible, why).into()
+}
+
+impl TransportServer {
+    /// Verifies who talks; answers the other node and the wire version.
+    fn greet(&self, hello: Option<pb::Hello>) -> Result<(NodeId, u32), Status> {
+        let result = self.verify(hello);
+        if result.is_err() {
+            self.transport.inner.metrics.greetings_refused.inc();
+        }
+        result
+    }
+
+    fn verify(&self, hello: Option<pb::Hello>) -> Result<(NodeId, u32), Status> {
+        let hello = hello.ok_or(InvalidMessage("greeting is missing"))?;
+        let own = self.transport.inner.identity;
+        if hello.cluster_id != own.cluster.to_string() {
+            return Err(incompatible(format!(
+                "this node belongs to cluster {}, the caller to cluster {:?}",
+                own.cluster, hello.cluster_id
+            )));
+        }
+        if hello.to_node_id != own.node.get() {
+            return Err(incompatible(format!(
+                "this is node {}, the caller means node {}",
+                own.node, hello.to_node_id
+            )));
+        }
+        let from = NodeId::new(hello.from_node_id).map_err(|_| InvalidMessage("node id is zero"))?;
+        let version = agree_wire(hello.wire).map_err(Status::from)?;
+        Ok((from, version))
+    }
+
+    /// Reads the greeting off a stream.
+    async fn greeting<T>(&self, requests: &mut tonic::Streaming<T>) -> Result<T, Status> {
+        tokio::time::timeout(GREETING_DEADLINE, requests.message())
+            .await
+            .map_err(|_| unavailable("no greeting arrived"))??
+            .ok_or_else(|| InvalidMessage("greeting is missing").into())
+    }
+}
+
+#[tonic::async_trait]
+impl RaftTransportService for TransportServer {
+    type ReplicateStream = ReceiverStream<Result<pb::ReplicateResponse, Status>>;
+    type HeartbeatStream = ReceiverStream<Result<pb::HeartbeatResponse, Status>>;
+    type ReadSegmentStream = ReceiverStream<Result<pb::ReadSegmentResponse, Status>>;
+
+    async fn replicate(
+        &self,
+        request: Request<tonic::Streaming<pb::ReplicateRequest>>,
+    ) -> Result<Response<Self::ReplicateStream>, Status> {
+        let mut requests = request.into_inner();
+        let first = self.greeting(&mut requests).await?;
+        let (from, wire_version) = self.greet(first.hello)?;
+        let (send, answers) = mpsc::channel(ANSWERS_AHEAD);
+        let welcome = pb::ReplicateResponse {
+            welcome: Some(pb::Welcome { wire_version }),
+            results: Vec::new(),
+        };
+        // The receiver is right here.
+        let _ = send.try_send(Ok(welcome));
+        let inner = &self.transport.inner;
+        let receiver = Receiver {
+            from,
+            directory: Arc::clone(&inner.directory),
+            metrics: Arc::clone(&inner.metrics),
+        };
+        let stopping = inner.tasks.stopping();
+        inner
+            .tasks
+            .spawn(format!("entries from node {from}"), async move {
+                tokio::select! {
+                    () = stopping.cancelled() => {}
+                    () = receiver.run(requests, send) => {}
+                }
+            });
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<tonic::Streaming<pb::HeartbeatRequest>>,
+    ) -> Result<Response<Self::HeartbeatStream>, Status> {
+        let mut requests = request.into_inner();
+        let first = self.greeting(&mut requests).await?;
+        let (from, wire_version) = self.greet(first.hello)?;
+        let (send, answers) = mpsc::channel(ANSWERS_AHEAD);
+        let welcome = pb::HeartbeatResponse {
+            welcome: Some(pb::Welcome { wire_version }),
+            number: 0,
+            results: Vec::new(),
+        };
+        // The receiver is right here.
+        let _ = send.try_send(Ok(welcome));
+        let transport = self.transport.clone();
+        let stopping = transport.inner.tasks.stopping();
+        let tasks = transport.inner.tasks.clone();
+        tasks.spawn(format!("heartbeats from node {from}"), async move {
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = answer_beats(&transport, from, requests, send) => {}
+            }
+            // A stream that ends without being told to is the first sign of a dead node.
+            transport.inner.directory.stream_lost(from);
+        });
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
+        let request = request.into_inner();
+        let (from, _) = self.greet(request.hello)?;
+        let route = route_from_pb(request.address)?;
+        let raft = self
+            .transport
+            .inner
+            .directory
+            .raft(route, from)
+            .map_err(unavailable)?;
+        let ask = VoteRequest {
+            vote: vote_from_pb(request.vote)?,
+            last_log_id: raft_id_from_pb(request.last_log_id),
+            leadership_transfer: request.leader_transfer,
+        };
+        let answer = async {
+            if request.pre_vote {
+                raft.pre_vote(ask).await
+            } else {
+                raft.vote(ask).await
+            }
+        };
+        let answer = tokio::time::timeout(CALL_DEADLINE, answer)
+            .await
+            .map_err(|_| unavailable("the replica does not answer"))?
+            .map_err(unavailable)?;
+        Ok(Response::new(pb::VoteResponse {
+            vote: Some(vote_to_pb(&answer.vote)),
+            granted: answer.vote_granted,
+            last_log_id: raft_id_to_pb(answer.last_log_id.as_ref()),
+        }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<pb::TransferLeaderRequest>,
+    ) -> Result<Response<pb::TransferLeaderResponse>, Status> {
+        let request = request.into_inner();
+        let (from, _) = self.greet(request.hello)?;
+        let route = route_from_pb(request.address)?;
+        let raft = self
+            .transport
+            .inner
+            .directory
+            .raft(route, from)
+            .map_err(unavailable)?;
+        let ask = TransferLeaderRequest::<TypeConfig>::new(
+            vote_from_pb(request.vote)?,
+            request.to_replica_id,
+            raft_id_from_pb(request.last_log_id),
+        );
+        let answer = tokio::time::timeout(CALL_DEADLINE, raft.handle_transfer_leader(ask))
+            .await
+            .map_err(|_| unavailable("the replica does not answer"))?
+            .map_err(unavailable)?;
+        Ok(Response::new(pb::TransferLeaderResponse {
+            accepted: answer.is_ok(),
+        }))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<pb::InstallSnapshotRequest>,
+    ) -> Result<Response<pb::InstallSnapshotResponse>, Status> {
+        let request = request.into_inner();
+        let (from, _) = self.greet(request.hello)?;
+        let route = route_from_pb(request.address)?;
+        let vote = vote_from_pb(request.vote)?;
+        let checkpoint = decode_offer(&request.checkpoint)
+            .map_err(|error| Status::from(RpcError::new(ErrorKind::InvalidArgument, error.to_string())))?;
+        let inner = &self.transport.inner;
+        let replica = inner.directory.running(route, from).map_err(unavailable)?;
+        let answer = install::receive(&self.transport, &replica, from, route, vote, checkpoint)
+            .await
+            .map_err(|error| {
+                inner.metrics.snapshots_refused.inc();
+                tracing::warn!(group = %route.group.to_hex(), from = %from, %error, "snapshot was not installed");
+                unavailable(error)
+            })?;
+        Ok(Response::new(pb::InstallSnapshotResponse {
+            vote: Some(vote_to_pb(&answer)),
+        }))
+    }
+
+    async fn read_segment(
+        &self,
+        request: Request<pb::ReadSegmentRequest>,
+    ) -> Result<Response<Self::ReadSegmentStream>, Status> {
+        let mut request = request.into_inner();
+        let (from, _) = self.greet(request.hello.take())?;
+        let route = route_from_pb(request.address)?;
+        let replica = self
+            .transport
+            .inner
+            .directory
+            .running(route, from)
+            .map_err(unavailable)?;
+        let (send, pieces) = mpsc::channel(2);
+        let stopping = self.transport.inner.tasks.stopping();
+        let name = format!("segment of group {} to node {from}", route.group.to_hex());
+        self.transport.inner.tasks.spawn(name, async move {
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = send_segment(replica, request, send) => {}
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(pieces)))
+    }
+}
+
+/// Sends the bytes asked for, verified frame by frame, in pieces.
+async fn send_segment(
+    replica: install::Running,
+    request: pb::ReadSegmentRequest,
+    send: mpsc::Sender<Result<pb::ReadSegmentResponse, Status>>,
+) {
+    let segment = LogIndex(request.segment);
+    let mut offset = request.offset;
+    let end = request.offset.saturating_add(request.length);
+    while offset < end {
+        let log = Arc::clone(&replica.log);
+        let len = (end - offset).min(READ_BYTES);
+        let read = replica
+            .blocking
+            .run(move || log.read_segment_range(segment, offset, len))
+            .await;
+        let mut bytes = match read {
+            Ok(Ok(bytes)) if !bytes.is_empty() => bytes,
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => {
+                // The receiver of the error may be gone.
+                let _ = send.send(Err(ptah_rpc::to_status(&error))).await;
+                return;
+            }
+            Err(error) => {
+                let _ = send.send(Err(unavailable(error))).await;
+                return;
+            }
+        };
+        offset += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let data = bytes.split_to(bytes.len().min(PIECE_BYTES));
+            if send.send(Ok(pb::ReadSegmentResponse { data })).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Answers messages of heartbeats, several at once.
+async fn answer_beats(
+    transport: &Transport,
+    from: NodeId,
+    mut requests: tonic::Streaming<pb::HeartbeatRequest>,
+    answers: mpsc::Sender<Result<pb::HeartbeatResponse, Status>>,
+) {
+    let mut working = FuturesUnordered::new();
+    loop {
+        let answer = tokio::select! {
+            message = requests.message(), if working.len() < MAX_BEAT_MESSAGES => match message {
+                Ok(Some(message)) => {
+                    working.push(beats_result(transport, from, message));
+                    continue;
+                }
+                Ok(None) | Err(_) => return,
+            },
+            Some(answer) = working.next(), if !working.is_empty() => answer,
+        };
+        if answers.send(Ok(answer)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn beats_result(
+    transport: &Transport,
+    from: NodeId,
+    message: pb::HeartbeatRequest,
+) -> pb::HeartbeatResponse {
+    let beats = message
+        .beats
+        .into_iter()
+        .map(|beat| beat_outcome(transport, from, beat));
+    let outcomes = futures_util::future::join_all(beats).await;
+    pb::HeartbeatResponse {
+        welcome: None,
+        number: message.number,
+        results: outcomes.into_iter().map(beat_result_to_pb).collect(),
+    }
+}
+
+async fn beat_outcome(transport: &Transport, from: NodeId, beat: pb::Beat) -> AppendOutcome {
+    match tokio::time::timeout(
+        transport.inner.options.beat_patience,
+        take_beat(transport, from, beat),
+    )
+    .await
+    {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(why)) => AppendOutcome::Closed(why),
+        Err(_) => AppendOutcome::Closed("the replica is busy".to_owned()),
+    }
+}
+
+async fn take_beat(transport: &Transport, from: NodeId, beat: pb::Beat) -> Result<AppendOutcome, String> {
+    let invalid = |error: InvalidMessage| error.to_string();
+    let route = route_from_pb(beat.address).map_err(invalid)?;
+    let raft = transport.inner.directory.raft(route, from)?;
+    let request = AppendEntriesRequest {
+        vote: vote_from_pb(beat.vote).map_err(invalid)?,
+        prev_log_id: raft_id_from_pb(beat.previous),
+        entries: Vec::new(),
+        leader_commit: raft_id_from_pb(beat.committed),
+    };
+    let previous = request.prev_log_id;
+    let response = raft
+        .append_entries(request)
+        .await
+        .map_err(|error| error.to_string())?;
+    use openraft::raft::AppendEntriesResponse as R;
+    let result = match response {
+        R::Success => Ok(previous),
+        R::PartialSuccess(flushed) => Ok(flushed),
+        R::Conflict => match previous {
+            Some(previous) => Err(openraft::raft::StreamAppendError::Conflict(previous)),
+            None => Ok(None),
+        },
+        R::HigherVote(vote) => Err(openraft::raft::StreamAppendError::HigherVote(vote)),
+    };
+    Ok(append_outcome(result))
+}
