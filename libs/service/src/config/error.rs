@@ -61,9 +61,13 @@ impl ConfigError {
     }
 
     pub(super) fn from_variable(name: &str, key: &str, error: &config::ConfigError) -> Self {
+        let mut why = explain(error);
+        if !why.contains(key) {
+            why = format!("{why} (it sets key `{key}`)");
+        }
         Self::Variable {
             name: name.to_owned(),
-            why: format!("{} (it sets key `{key}`)", explain(error)),
+            why,
         }
     }
 }
@@ -94,11 +98,17 @@ fn with_key(text: &str, key: Option<&str>) -> String {
     }
 }
 
+/// The text without the excerpt of the file that the TOML parser draws, as one line.
 fn one_line(text: &str) -> String {
+    let is_excerpt = |line: &str| {
+        let rest = line.trim_start().trim_start_matches(|c: char| c.is_ascii_digit());
+        rest.trim_start().starts_with('|')
+    };
     let lines: Vec<&str> = text
         .lines()
+        .filter(|line| !is_excerpt(line))
         .map(str::trim)
         .filter(|line| !line.is_empty())
         .collect();
-    lines.join(" ")
+    lines.join(": ").replace("unknown field", "unknown key")
 }

@@ -92,12 +92,12 @@ fn lists_come_from_arrays_and_from_text_with_commas() {
 fn an_unknown_key_of_the_file_is_refused_by_name() {
     let told = refusal("grpc_lisen = 'a:1'", &[]);
     assert!(told.starts_with("settings file `FILE`: "), "{told}");
-    assert!(told.contains("unknown field `grpc_lisen`"), "{told}");
-    let told = refusal("[cluster]\nsecrets = 'a'", &[]);
     assert!(
-        told.contains("unknown field `secrets`") && told.contains("cluster"),
+        told.contains("unknown key `grpc_lisen`, expected one of `grpc_listen`"),
         "{told}"
     );
+    let told = refusal("[cluster]\nsecrets = 'a'", &[]);
+    assert!(told.contains("key `cluster`: unknown key `secrets`"), "{told}");
 }
 
 #[test]
@@ -131,7 +131,10 @@ fn a_value_of_the_wrong_type_is_refused_by_key() {
         "{told}"
     );
     let told = refusal("[log]\nformat = 'xml'", &[]);
-    assert!(told.contains("log.format") && told.contains("xml"), "{told}");
+    assert!(
+        told.ends_with("key `log.format`: `xml` is no log format; use `text` or `json`"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -145,8 +148,8 @@ fn a_number_that_does_not_fit_is_refused_and_not_wrapped() {
 #[test]
 fn text_that_is_not_toml_is_refused_with_its_place() {
     let told = refusal("partitions = = 3", &[]);
-    assert!(told.starts_with("settings file `FILE`: "), "{told}");
-    assert!(told.contains("line 1"), "{told}");
+    let expected = "settings file `FILE`: TOML parse error at line 1, column 14: extra `=`, expected nothing";
+    assert_eq!(told, expected);
 }
 
 #[test]
