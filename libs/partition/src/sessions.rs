@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ptah_types::{Sequence, SessionId};
+use ptah_types::{Sequence, SessionId, Timestamp};
 
 use crate::applied::Broken;
 use crate::codec::{Malformed, Reader, Writer};
@@ -153,7 +153,8 @@ impl Sessions {
             })?;
             let ascending = session.recent.iter().zip(session.recent.iter().skip(1));
             for (earlier, later) in ascending {
-                let apart = earlier.next().is_some_and(|end| end <= later.base_sequence);
+                let apart = earlier.next().is_some_and(|end| end <= later.base_sequence)
+                    && earlier.timestamp <= later.timestamp;
                 Broken::unless(apart, || format!("session {id} has appends out of order"))?;
             }
             let stored = session
@@ -174,11 +175,12 @@ impl Sessions {
             writer.varint(id.get());
             writer.varint(session.last);
             writer.varint(session.recent.len() as u64);
-            let mut previous = 0;
+            let (mut place, mut time) = (0, 0);
             for appended in &session.recent {
-                writer.varint(appended.base_sequence.get() - previous);
+                writer.varint(appended.base_sequence.get() - place);
                 writer.varint(u64::from(appended.count));
-                previous = appended.base_sequence.get();
+                writer.varint(appended.timestamp.0 - time);
+                (place, time) = (appended.base_sequence.get(), appended.timestamp.0);
             }
         }
         writer.varint(self.evicted.len() as u64);
@@ -189,7 +191,7 @@ impl Sessions {
 
     pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
         let mut table = Self::default();
-        for _ in 0..reader.count(MAX_SESSIONS, 5, "number of sessions")? {
+        for _ in 0..reader.count(MAX_SESSIONS, 6, "number of sessions")? {
             let id = session_id(reader)?;
             let last = reader.varint("session number")?;
             let recent = decode_recent(reader)?;
@@ -216,14 +218,22 @@ fn session_id(reader: &mut Reader<'_>) -> Result<SessionId, Malformed> {
 
 fn decode_recent(reader: &mut Reader<'_>) -> Result<VecDeque<Appended>, Malformed> {
     let mut recent = VecDeque::new();
-    let mut previous = 0_u64;
-    for _ in 0..reader.count(SESSION_WINDOW, 2, "number of appends")? {
+    let (mut place, mut time) = (0_u64, 0_u64);
+    for _ in 0..reader.count(SESSION_WINDOW, 3, "number of appends")? {
         let gap = reader.varint("sequence of an append")?;
         let count = reader.varint_u32("messages of an append")?;
-        let base_sequence = previous.checked_add(gap).and_then(Sequence::new);
+        let later = reader.varint("time of an append")?;
+        let base_sequence = place.checked_add(gap).and_then(Sequence::new);
         let base_sequence = base_sequence.ok_or(reader.malformed("sequence of an append"))?;
-        previous = base_sequence.get();
-        recent.push_back(Appended { base_sequence, count });
+        time = time
+            .checked_add(later)
+            .ok_or(reader.malformed("time of an append"))?;
+        place = base_sequence.get();
+        recent.push_back(Appended {
+            base_sequence,
+            count,
+            timestamp: Timestamp(time),
+        });
     }
     Ok(recent)
 }
@@ -240,6 +250,7 @@ mod tests {
         Appended {
             base_sequence: Sequence::new(base).unwrap(),
             count: 1,
+            timestamp: Timestamp(base),
         }
     }
 

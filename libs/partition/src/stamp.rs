@@ -39,6 +39,7 @@ impl BatchStamp {
         Appended {
             base_sequence: self.base_sequence,
             count: self.count,
+            timestamp: self.timestamp,
         }
     }
 }
@@ -50,6 +51,8 @@ pub struct Appended {
     pub base_sequence: Sequence,
     /// How many.
     pub count: u32,
+    /// Time of all of them.
+    pub timestamp: Timestamp,
 }
 
 impl Appended {

@@ -62,7 +62,8 @@ const STORED: &[u8] = &[
     b'P', b'T', b'H', b'P', 1, // magic, format
     2, 0xad, 0x02, 0xeb, 0x07, // first, next, time
     0x80, 0x80, 0x40, 1, 0xab, 0x02, 0xae, 0x17, // bucket size, one bucket: 299 messages, 2990 bytes
-    1, 7, 3, 3, 1, 100, 100, 100, 100, 100, 0, // session 7 up to 3: three appends of 100; none evicted
+    1, 7, 3, 3, 1, 100, 0xe9, 0x07, 100, 100, 1, 100, 100, 1,
+    0, // session 7 up to 3: three appends of 100; none evicted
     1, 5, 5, b'a', b'u', b'd', b'i', b't', 1, 0xb0, 0xea, 0x01, 0xe8, 0x07, 0xd0,
     0x0f, // group, settings, time
     2, 48, 2, 8, 2, 2, 0, // floor, watermark, acked ranges

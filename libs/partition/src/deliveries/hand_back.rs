@@ -12,7 +12,10 @@ impl Deliveries {
     /// Takes back messages that the consumer holds and that did not reach it after all, also those marked as sent: no
     /// delivery is counted. Credit comes back for those that were not marked.
     pub fn recall(&mut self, consumer: ConsumerId, range: SequenceRange) {
-        for (last, mut span) in self.spans.take_parts(range, |span| span.holder() == Some(consumer)) {
+        for (last, mut span) in self
+            .spans
+            .take_parts(range, |span| span.holder() == Some(consumer))
+        {
             self.return_credit(&span, last);
             span.state = State::Ready;
             self.spans.insert_ready(last, span);
@@ -23,7 +26,7 @@ impl Deliveries {
     /// it is acknowledged or its deadline passes.
     pub fn detach(&mut self, consumer: ConsumerId) {
         self.consumers.close(consumer);
-        while let Some((last, span)) = self.spans.take_unsent_of(consumer) {
+        for (last, span) in self.spans.take_unsent_of(consumer) {
             self.spans.insert_ready(last, span.back());
         }
     }

@@ -281,17 +281,37 @@ impl Deliveries {
         }
     }
 
-    /// Tells that messages are handed to the consumer now; call it right before. Returns the parts that the consumer
-    /// still holds and has not got: send exactly those.
+    /// Tells that messages of a lease are handed to the consumer now; call it right before. Returns the parts that the
+    /// consumer still holds and has not got: send exactly those. A lease may be sent in pieces: give it with the range
+    /// of the piece. Of a lease that expired meanwhile nothing is sent with an outdated delivery count.
+    pub fn mark_lease_sent(&mut self, lease: &Lease, now: Timestamp) -> Vec<SequenceRange> {
+        let same_delivery = |span: &Span| span.delivery_count() == lease.delivery_count;
+        self.send(lease.consumer, lease.range, now, same_delivery)
+    }
+
+    /// As [`Deliveries::mark_lease_sent`] for a caller that does not tell consumers the delivery count.
     pub fn mark_sent(
         &mut self,
         consumer: ConsumerId,
         range: SequenceRange,
         now: Timestamp,
     ) -> Vec<SequenceRange> {
+        self.send(consumer, range, now, |_| true)
+    }
+
+    fn send(
+        &mut self,
+        consumer: ConsumerId,
+        range: SequenceRange,
+        now: Timestamp,
+        wanted: impl Fn(&Span) -> bool,
+    ) -> Vec<SequenceRange> {
         let deadline = now.plus_millis(self.ack_deadline_ms);
         let mut sent = Vec::new();
-        for (last, mut span) in self.spans.take_parts(range, |span| span.is_sendable_to(consumer)) {
+        for (last, mut span) in self
+            .spans
+            .take_parts(range, |span| span.is_sendable_to(consumer) && wanted(span))
+        {
             span.state = State::Leased {
                 consumer,
                 deadline,

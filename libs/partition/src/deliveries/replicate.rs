@@ -95,7 +95,9 @@ impl Replication {
 
     /// Whether delivery counts are on their way into the log.
     pub(super) fn has_counts_in_flight(&self) -> bool {
-        self.in_flight.as_ref().is_some_and(|round| !round.counts.is_empty())
+        self.in_flight
+            .as_ref()
+            .is_some_and(|round| !round.counts.is_empty())
     }
 
     /// Round after which every ack so far is applied.

@@ -208,12 +208,15 @@ impl Spans {
         Some((last, self.take(last)?))
     }
 
-    /// Takes one of the runs that a consumer holds and was not sent.
-    pub(super) fn take_unsent_of(&mut self, consumer: ConsumerId) -> Option<(u64, Span)> {
-        let held = self.holders.get(&consumer)?;
-        let unsent = |last: &&u64| self.by_last.get(last).is_some_and(|span| !span.is_sent());
-        let last = *held.iter().find(unsent)?;
-        Some((last, self.take(last)?))
+    /// Takes the runs that a consumer holds and was not sent.
+    pub(super) fn take_unsent_of(&mut self, consumer: ConsumerId) -> Vec<(u64, Span)> {
+        let unsent = |last: &u64| self.by_last.get(last).is_some_and(|span| !span.is_sent());
+        let held = self.holders.get(&consumer).into_iter().flatten().copied();
+        let lasts: Vec<_> = held.filter(unsent).collect();
+        lasts
+            .into_iter()
+            .filter_map(|last| Some((last, self.take(last)?)))
+            .collect()
     }
 
     /// Takes what lies in `range` and is `wanted` out of its runs, in order; the rest of each run stays.

@@ -363,7 +363,10 @@ fn a_group_is_drained_when_nothing_is_left_to_hand_out() {
     let mut leader = Leader::with_group(2, StartAt::First, 1);
     leader.deliveries.open(A, 9).unwrap();
     assert_eq!(leader.send(0, 9), [(1, 1, 1)]);
-    assert!(!leader.deliveries.is_drained(), "the bound on what is out keeps one back");
+    assert!(
+        !leader.deliveries.is_drained(),
+        "the bound on what is out keeps one back"
+    );
     let _ = leader.deliveries.ack(&[range(1, 1)]);
     assert_eq!(leader.send(0, 9), [(2, 2, 1)]);
     assert!(leader.deliveries.is_drained());
@@ -651,4 +654,27 @@ proptest! {
             prop_assert_eq!(spans.check(1_000), Ok(()));
         }
     }
+}
+
+#[test]
+fn a_lease_that_expired_is_not_sent_with_the_delivery_count_of_before() {
+    let mut leader = Leader::with_messages(1);
+    leader.deliveries.open(A, 1).unwrap();
+    let outdated = leader.deliveries.lease(at(0), 1)[0];
+    leader.deliveries.expire(at(1_000));
+    leader.send(1_000, 1);
+    leader.deliveries.nack(A, &[range(1, 1)]);
+    leader.deliveries.add_credit(A, 1);
+    leader.deliveries.lease(at(1_000), 1);
+    let replicate = leader.deliveries.to_replicate().unwrap();
+    let applied = leader.apply(&replicate);
+    let current = leader
+        .deliveries
+        .confirmed(replicate.round, &applied, at(1_000))
+        .leases[0];
+    assert_eq!(leader.deliveries.mark_lease_sent(&outdated, at(1_000)), []);
+    assert_eq!(
+        leader.deliveries.mark_lease_sent(&current, at(1_000)),
+        [range(1, 1)]
+    );
 }

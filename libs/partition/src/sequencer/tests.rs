@@ -19,6 +19,7 @@ fn at(base: u64, count: u32) -> Appended {
     Appended {
         base_sequence: Sequence::new(base).unwrap(),
         count,
+        timestamp: NOW,
     }
 }
 

@@ -65,6 +65,26 @@ enum Step {
         place: u64,
         len: u64,
     },
+    /// A consumer refuses what it was sent.
+    NackSent {
+        group: usize,
+        pick: usize,
+        len: u64,
+    },
+    Recall {
+        group: usize,
+        pick: usize,
+    },
+    Detach {
+        group: usize,
+        consumer: u64,
+    },
+    /// Somebody gets credit, and everything on the way arrives.
+    Flow {
+        group: usize,
+        consumer: u64,
+        credit: u32,
+    },
     Nack {
         group: usize,
         consumer: u64,
@@ -115,6 +135,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => (group(), 1_u32..30).prop_map(|(group, most)| Step::Lease { group, most }),
         8 => (group(), 1_usize..5, 0_u64..10).prop_map(|(group, leases, cut)| Step::Send { group, leases, cut }),
         1 => group().prop_map(|group| Step::GiveBack { group }),
+        6 => (group(), any::<usize>(), 0_u64..4).prop_map(|(group, pick, len)| Step::NackSent { group, pick, len }),
+        9 => (group(), consumer(), 1_u32..10)
+            .prop_map(|(group, consumer, credit)| Step::Flow { group, consumer, credit }),
         9 => (group(), any::<usize>(), 0_u64..6).prop_map(|(group, pick, len)| Step::AckSent { group, pick, len }),
         1 => (group(), place(), 0_u64..6).prop_map(|(group, place, len)| Step::AckAny { group, place, len }),
         2 => (group(), consumer(), place(), 0_u64..40)
@@ -122,18 +145,20 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (group(), consumer(), place(), 0_u64..40)
             .prop_map(|(group, consumer, place, len)| Step::Extend { group, consumer, place, len }),
         1 => (group(), consumer()).prop_map(|(group, consumer)| Step::Release { group, consumer }),
+        1 => (group(), any::<usize>()).prop_map(|(group, pick)| Step::Recall { group, pick }),
+        1 => (group(), consumer()).prop_map(|(group, consumer)| Step::Detach { group, consumer }),
         8 => group().prop_map(|group| Step::Round { group }),
         1 => group().prop_map(|group| Step::FailRound { group }),
-        4 => (0_u64..700).prop_map(|millis| Step::Pass { millis }),
+        4 => (0_u64..900).prop_map(|millis| Step::Pass { millis }),
     ];
     let other = prop_oneof![
         9 => (1_usize..6).prop_map(Step::Apply),
-        2 => (0_usize..5).prop_map(|keep| Step::ChangeLeader { keep }),
+        1 => (0_usize..5).prop_map(|keep| Step::ChangeLeader { keep }),
         1 => Just(Step::Poison),
         2 => Just(Step::Checkpoint),
         1 => (0_u64..60).prop_map(|keep| Step::Trim { keep }),
     ];
-    prop::collection::vec(prop_oneof![2 => produce, 5 => deliver, 2 => other], 1..180)
+    prop::collection::vec(prop_oneof![2 => produce, 5 => deliver, 2 => other], 1..250)
 }
 
 fn run(steps: Vec<Step>) {

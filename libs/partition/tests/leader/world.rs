@@ -76,10 +76,15 @@ impl World {
             Step::Append { session, count } => self.produce(session, 0, count),
             Step::Retry { session, back } => self.produce(session, back + 1, 0),
             Step::Skip { session } => self.producers.skip(session, millis(self.wall)),
-            Step::Apply(entries) => (0..entries).for_each(|_| self.apply_oldest()),
+            Step::Apply(entries) => (0..entries.min(self.in_flight.len())).for_each(|_| self.apply_oldest()),
             Step::Clock(wall) => self.wall = wall,
             Step::Pass { millis } => self.pass(millis),
             Step::Round { group } => self.round(group),
+            Step::Flow {
+                group,
+                consumer,
+                credit,
+            } => self.flow(group, consumer, credit),
             Step::ChangeLeader { keep } => self.change_leader(keep),
             Step::Poison => self.poison(),
             Step::Checkpoint => self.partition = Partition::decode(&self.partition.encode()).unwrap(),
@@ -91,8 +96,11 @@ impl World {
             | Step::AckSent { group, .. }
             | Step::AckAny { group, .. }
             | Step::Nack { group, .. }
+            | Step::NackSent { group, .. }
             | Step::Extend { group, .. }
             | Step::Release { group, .. }
+            | Step::Recall { group, .. }
+            | Step::Detach { group, .. }
             | Step::FailRound { group } => self.groups[group].step(step, &self.partition, self.now),
         }
     }
@@ -136,6 +144,29 @@ impl World {
         self.now += millis;
         for group in &mut self.groups {
             group.expire(self.now);
+        }
+    }
+
+    fn flow(&mut self, group: usize, consumer: u64, credit: u32) {
+        let all = [
+            Step::Credit {
+                group,
+                consumer,
+                credit,
+            },
+            Step::Lease { group, most: 100 },
+            Step::Round { group },
+            Step::Apply(usize::MAX),
+            Step::Send {
+                group,
+                leases: 100,
+                cut: 0,
+            },
+            Step::Round { group },
+            Step::Apply(usize::MAX),
+        ];
+        for step in all {
+            self.step(step);
         }
     }
 
@@ -189,7 +220,9 @@ impl World {
 
     /// Everything settles: what nobody acknowledged is delivered, and a replica of the log is the same.
     pub(crate) fn drain(&mut self) {
-        self.change_leader(usize::MAX);
+        while !self.in_flight.is_empty() {
+            self.apply_oldest();
+        }
         for group in 0..self.groups.len() {
             for _ in 0..40 {
                 self.pass(2_000);
