@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
 use parking_lot::Mutex;
-use prometheus_client::registry::Registry;
 use ptah_rpc::{ClusterSecret, Network};
 use ptah_segment_log::{Disk, Drivers, GroupCondition, GroupError, GroupInfo, Identity, Store};
 use ptah_service::{Ports, Tasks};
@@ -89,7 +88,7 @@ pub struct RaftHost {
 
 impl RaftHost {
     /// Opens the node's data, or makes it, and recovers every group. Replicas run when they are ensured.
-    pub async fn open(parts: HostParts, registry: &mut Registry) -> Result<Self, OpenError> {
+    pub async fn open(parts: HostParts, metrics: &ptah_service::Metrics) -> Result<Self, OpenError> {
         let config = parts
             .options
             .raft_config()
@@ -101,7 +100,7 @@ impl RaftHost {
             .run(move || Store::open(disk, &dir, identity, store_options))
             .await
             .map_err(OpenError::Drivers)??;
-        let metrics = Arc::new(Metrics::register(registry));
+        let metrics = Arc::new(metrics.register(Metrics::register));
         let tasks = parts.tasks.child("raft");
         let directory = Arc::new(Directory::new(Arc::clone(&metrics)));
         let shared = Arc::new(Shared {
