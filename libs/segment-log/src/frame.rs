@@ -128,6 +128,18 @@ impl FrameHeader {
         FRAME_HEADER_LEN + self.payload_len
     }
 
+    /// Header of `frame`.
+    pub(crate) fn of(frame: &Frame) -> Self {
+        let mut fields = frame.clone();
+        fields.payload = Bytes::new();
+        Self { frame: fields, payload_len: frame.payload.len() }
+    }
+
+    /// The header's bytes.
+    pub fn encode(&self) -> [u8; FRAME_HEADER_LEN] {
+        self.frame.header_bytes(self.payload_len)
+    }
+
     /// The frame with an empty payload: everything but the content.
     pub fn fields(&self) -> &Frame {
         &self.frame
@@ -217,12 +229,16 @@ impl Frame {
 
     /// The header's bytes.
     pub fn encode_header(&self) -> [u8; FRAME_HEADER_LEN] {
+        self.header_bytes(self.payload.len())
+    }
+
+    fn header_bytes(&self, payload_len: usize) -> [u8; FRAME_HEADER_LEN] {
         let mut out = [0; FRAME_HEADER_LEN];
         put_u16(&mut out, 4, MAGIC);
         out[6] = self.kind as u8;
         out[7] = self.codec;
         put_u32(&mut out, 8, self.flags);
-        put_u32(&mut out, 12, self.payload.len() as u32);
+        put_u32(&mut out, 12, payload_len as u32);
         put_u64(&mut out, 16, self.group.get());
         put_u64(&mut out, 24, self.term.0);
         put_u64(&mut out, 32, self.index.0);

@@ -1,0 +1,489 @@
+//! Snapshot install: a checkpoint and the message segments it names replace the state.
+//!
+//! Everything is built in the next data directory (`d<n+1>`). The switch is one write of a meta slot that names this
+//! directory: before it the old state counts, after it the new one. The second slot follows before the install is
+//! reported, so that a single damaged slot never brings the old state back.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+use ptah_types::{LogId, LogIndex, Sequence};
+
+use super::checkpoint::CheckpointFiles;
+use super::meta::{MetaImage, data_dir};
+use super::state::GroupState;
+use super::{GroupLog, flush::Flushed};
+use crate::codec::{RunningCrc, crc32c};
+use crate::disk::{DiskFile, replace_file};
+use crate::segment::{FrameCursor, Segment, SegmentName, SparseIndex, StreamKind, Sum, file_offset};
+use crate::store::LargeItem;
+use crate::types::{Checkpoint, ManifestSegment, MissingRange, Work};
+use crate::{FlushDone, Frame, InstallError, ReadError};
+
+/// Bytes that are copied at once.
+const PIECE: u64 = 1 << 20;
+
+struct Staged {
+    manifest: ManifestSegment,
+    name: SegmentName,
+    file: Option<Arc<dyn DiskFile>>,
+    received: u64,
+    crc: RunningCrc,
+    complete: bool,
+}
+
+/// A snapshot on its way in. Dropping it leaves the old state.
+pub struct Install {
+    group: Arc<GroupLog>,
+    checkpoint: Checkpoint,
+    dir: PathBuf,
+    dir_number: u64,
+    staged: BTreeMap<LogIndex, Staged>,
+}
+
+/// The switch, to be done by the large writer.
+pub(crate) struct InstallJob {
+    pub(crate) install: Install,
+    /// May start when this record is durable.
+    pub(crate) after: u64,
+    pub(crate) done: FlushDone,
+}
+
+impl InstallJob {
+    pub(crate) fn group(&self) -> &Arc<GroupLog> {
+        &self.install.group
+    }
+}
+
+fn invalid(text: String) -> InstallError {
+    InstallError::Invalid(text)
+}
+
+fn check_manifest(checkpoint: &Checkpoint) -> Result<(), InstallError> {
+    let mut before: Option<&ManifestSegment> = None;
+    for segment in &checkpoint.manifest.segments {
+        let ordered = before.is_none_or(|before| {
+            before.last.index < segment.first_index && before.next_sequence == segment.first_sequence
+        });
+        let inside = segment.first_index <= segment.last.index && segment.last.index <= checkpoint.at.index;
+        let filled = segment.length > 0 && segment.first_sequence < segment.next_sequence;
+        if !ordered || !inside || !filled {
+            return Err(invalid(format!("segment {} contradicts the manifest", segment.first_index)));
+        }
+        before = Some(segment);
+    }
+    let next = before.map(|last| last.next_sequence);
+    if next.is_some() && next != checkpoint.manifest.next_sequence {
+        return Err(invalid("the next sequence is not the end of the last segment".to_owned()));
+    }
+    Ok(())
+}
+
+impl GroupLog {
+    /// Starts installing a snapshot. Only one at a time: a new one empties the staging area of the old one. Blocking.
+    pub fn begin_install(self: &Arc<Self>, checkpoint: Checkpoint) -> Result<Install, InstallError> {
+        self.shared.check_failed()?;
+        check_manifest(&checkpoint)?;
+        // Segments that are reused must be complete on disk.
+        if self.flush()? == Flushed::NotYet {
+            let error = io::Error::new(io::ErrorKind::WouldBlock, "a truncation or purge is not durable yet; try again");
+            return Err(error.into());
+        }
+        let dir_number = {
+            let state = self.state.lock();
+            if state.purged.is_some_and(|purged| checkpoint.at.index <= purged.index) {
+                return Err(invalid(format!("the log is purged up to {:?} already", state.purged)));
+            }
+            if state.installing || state.dropped {
+                return Err(invalid("another snapshot is being switched to, or the group was dropped".to_owned()));
+            }
+            state.dir_number + 1
+        };
+        let dir = data_dir(&self.dir, dir_number);
+        let disk = &self.shared.disk;
+        self.shared.files.forget_under(&dir);
+        if disk.exists(&dir)? {
+            disk.remove_dir_all(&dir)?;
+        }
+        disk.create_dir_all(&dir)?;
+        disk.sync_dir(&self.dir)?;
+        let mut install = Install { group: self.clone(), checkpoint, dir, dir_number, staged: BTreeMap::new() };
+        for manifest in install.checkpoint.manifest.segments.clone() {
+            let name = self.segment_name(dir_number, StreamKind::Messages, manifest.first_index);
+            let crc = RunningCrc::default();
+            let mut staged = Staged { manifest, name, file: None, received: 0, crc, complete: false };
+            self.reuse(&mut staged);
+            install.staged.insert(manifest.first_index, staged);
+        }
+        Ok(install)
+    }
+
+    /// Takes over a local segment that has the same bytes. Anything unexpected only means that it is fetched.
+    fn reuse(&self, staged: &mut Staged) {
+        let manifest = &staged.manifest;
+        let local = {
+            let state = self.state.lock();
+            let open = state.messages.segments.back().map(|segment| segment.first_index);
+            let found = state.messages.find(manifest.first_index);
+            found.map(|segment| (segment.clone(), state.dir_number, open != Some(segment.first_index)))
+        };
+        let Some((segment, dir_number, sealed)) = local.filter(|(local, ..)| local.written >= manifest.length) else {
+            return;
+        };
+        let from = self.segment_name(dir_number, StreamKind::Messages, manifest.first_index);
+        let same = self.range_crc(&from, manifest.length).is_ok_and(|crc| crc == manifest.crc);
+        if !same {
+            return;
+        }
+        // A closed file can be shared; one that grows must be copied.
+        let linked = sealed
+            && segment.length == manifest.length
+            && self.shared.disk.hard_link(&from.path, &staged.name.path).is_ok();
+        if linked || self.copy_segment(&from, staged).is_ok() {
+            staged.received = staged.manifest.length;
+            staged.complete = true;
+        }
+    }
+
+    fn range_crc(&self, name: &SegmentName, length: u64) -> Result<u32, ReadError> {
+        let file = self.shared.files.open(name)?;
+        let mut crc = RunningCrc::default();
+        let mut cursor = FrameCursor::new(file, name.clone(), 0, length, PIECE as usize);
+        while let Some(header) = cursor.peek()? {
+            crc.extend(&cursor.take(&header)?.1);
+        }
+        Ok(crc.value())
+    }
+
+    fn copy_segment(&self, from: &SegmentName, staged: &Staged) -> io::Result<()> {
+        let source = self.shared.files.open(from)?;
+        let target = self.shared.disk.create(&staged.name.path)?;
+        target.write_at(&mut [IoSlice::new(&staged.name.header())], 0)?;
+        let mut at = 0;
+        while at < staged.manifest.length {
+            let len = (staged.manifest.length - at).min(PIECE) as usize;
+            let bytes = crate::disk::read_up_to(&*source, file_offset(at), len)?;
+            target.write_at(&mut [IoSlice::new(&bytes)], file_offset(at))?;
+            at += len as u64;
+        }
+        target.sync_data()
+    }
+
+    fn install_refused(&self, state: &GroupState, at: LogId) -> Option<InstallError> {
+        if state.installing || state.dropped {
+            return Some(invalid("another snapshot is being switched to, or the group was dropped".to_owned()));
+        }
+        let behind = state.purged.is_some_and(|purged| at.index <= purged.index);
+        behind.then(|| invalid(format!("the log was purged up to {:?} meanwhile", state.purged)))
+    }
+}
+
+impl Install {
+    /// What is still needed, in order. Fetch it with `read_segment_range` of the sender.
+    pub fn missing(&self) -> Vec<MissingRange> {
+        let open = self.staged.values().filter(|staged| !staged.complete);
+        open.map(|staged| MissingRange {
+            segment: staged.manifest.first_index,
+            offset: staged.received,
+            len: staged.manifest.length - staged.received,
+        })
+        .collect()
+    }
+
+    /// Adds bytes of a segment's frames at `offset`, in order within the segment. When the segment is complete it is
+    /// verified; a damaged one is forgotten and is `missing` again. Blocking.
+    pub fn write(&mut self, segment: LogIndex, offset: u64, bytes: &[u8]) -> Result<(), InstallError> {
+        let group = self.group.clone();
+        let Some(staged) = self.staged.get_mut(&segment).filter(|staged| !staged.complete) else {
+            return Err(invalid(format!("segment {segment} is not missing")));
+        };
+        let end = offset + bytes.len() as u64;
+        if offset != staged.received || end > staged.manifest.length {
+            return Err(InstallError::OutOfOrder { segment, expected: staged.received, found: offset });
+        }
+        let file = match &staged.file {
+            Some(file) => file.clone(),
+            None => {
+                let file = group.shared.disk.create(&staged.name.path)?;
+                file.write_at(&mut [IoSlice::new(&staged.name.header())], 0)?;
+                staged.file = Some(file.clone());
+                file
+            }
+        };
+        file.write_at(&mut [IoSlice::new(bytes)], file_offset(offset))?;
+        staged.crc.extend(bytes);
+        staged.received = end;
+        if end < staged.manifest.length {
+            return Ok(());
+        }
+        let verified = staged.verify(&*file);
+        if verified.is_err() {
+            staged.received = 0;
+            staged.crc = RunningCrc::default();
+            staged.file = None;
+            return verified;
+        }
+        file.sync_data()?;
+        staged.file = None;
+        staged.complete = true;
+        Ok(())
+    }
+
+    /// Switches over: afterwards `last_purged` is the checkpoint's log id, entries above it that belong to the same log stay,
+    /// and the vote is unchanged. The large writer does it; `done` is called when the new state is durable. Appends are
+    /// refused with `WouldExceed` until then. A crash leaves the old or the new state.
+    pub fn finish(self, done: FlushDone) -> Result<(), InstallError> {
+        if let Some(missing) = self.missing().first() {
+            return Err(invalid(format!("segment {} is not complete", missing.segment)));
+        }
+        let group = self.group.clone();
+        group.shared.check_failed()?;
+        let head = CheckpointFiles::encode_head(&group.shared.identity.cluster, group.spec.group, &self.checkpoint);
+        let path = self.dir.join(CheckpointFiles::name(self.checkpoint.at));
+        replace_file(&*group.shared.disk, &path, &[&head, &self.checkpoint.state])?;
+        group.shared.disk.sync_dir(&self.dir)?;
+        let mut state = group.state.lock();
+        if state.dir_number + 1 != self.dir_number {
+            return Err(invalid("another snapshot was installed meanwhile".to_owned()));
+        }
+        if let Some(error) = group.install_refused(&state, self.checkpoint.at) {
+            return Err(error);
+        }
+        state.installing = true;
+        let after = state.next_record - 1;
+        drop(state);
+        let job = InstallJob { install: self, after, done };
+        group.shared.large.push_item(LargeItem::Install(Box::new(job)));
+        group.shared.wake(Work::Large);
+        Ok(())
+    }
+
+    /// The switch. An error leaves the old state, unless it came from writing a slot: then the store must stop.
+    pub(crate) fn switch(&self) -> Result<(), SwitchError> {
+        let group = &self.group;
+        let _io = group.io.lock();
+        let result = self.switch_locked();
+        let mut state = group.state.lock();
+        state.installing = false;
+        drop(state);
+        group.shared.tell_room();
+        result
+    }
+
+    fn switch_locked(&self) -> Result<(), SwitchError> {
+        let group = &self.group;
+        let wal_seq = group.shared.completed_seq.load(Ordering::Acquire);
+        let mut fresh = self.fresh_state();
+        self.carry_over(&mut fresh).map_err(SwitchError::OldState)?;
+        let image = {
+            let state = group.state.lock();
+            fresh.durable_vote = state.durable_vote;
+            fresh.durable_committed = state.durable_committed.max(Some(self.checkpoint.at)).min(fresh.last);
+            fresh.durable_record = state.durable_record;
+            fresh.meta_version = state.meta_version;
+            fresh.image(&group.spec, wal_seq)
+        };
+        for version in [image.version, image.version + 1] {
+            let image = MetaImage { version, ..image.clone() };
+            group.write_meta(&image).map_err(SwitchError::Unknown)?;
+        }
+        let mut state = group.state.lock();
+        let old_dir = data_dir(&group.dir, state.dir_number);
+        self.take_over(&mut state, fresh, &image);
+        group.account(&mut state);
+        drop(state);
+        group.shared.files.forget_under(&old_dir);
+        if let Err(error) = group.shared.disk.remove_dir_all(&old_dir) {
+            tracing::warn!(dir = %old_dir.display(), %error, "old data of a group is left over; the next start removes it");
+        }
+        Ok(())
+    }
+
+    fn fresh_state(&self) -> GroupState {
+        let mut fresh = GroupState::new(&self.group.spec);
+        fresh.dir_number = self.dir_number;
+        fresh.purged = Some(self.checkpoint.at);
+        fresh.last = Some(self.checkpoint.at);
+        fresh.checkpoint = Some(self.checkpoint.at);
+        let next = self.checkpoint.manifest.next_sequence;
+        fresh.next_sequence = next.map_or(1, Sequence::get);
+        for staged in self.staged.values() {
+            fresh.messages.segments.push_back(staged.segment());
+        }
+        fresh
+    }
+
+    /// Entries above the checkpoint that follow from it stay: they are written into the new directory.
+    fn carry_over(&self, fresh: &mut GroupState) -> io::Result<()> {
+        let group = &self.group;
+        let at = self.checkpoint.at;
+        let (last, same) = {
+            let state = group.state.lock();
+            (state.last, state.log_id_at(at.index) == Some(at))
+        };
+        let Some(last) = last.filter(|last| same && last.index > at.index) else { return Ok(()) };
+        let mut next = at.index.next();
+        let mut files: BTreeMap<PathBuf, Arc<dyn DiskFile>> = BTreeMap::new();
+        while next <= last.index {
+            for frame in group.read(next, last.index.next(), PIECE)? {
+                next = frame.index.next();
+                self.carry_frame(fresh, &mut files, frame)?;
+            }
+        }
+        for file in files.values() {
+            file.sync_data()?;
+        }
+        group.shared.disk.sync_dir(&self.dir)
+    }
+
+    fn carry_frame(
+        &self,
+        fresh: &mut GroupState,
+        files: &mut BTreeMap<PathBuf, Arc<dyn DiskFile>>,
+        frame: Frame,
+    ) -> io::Result<()> {
+        let kind = StreamKind::of(&frame);
+        fresh.check(&self.group.spec, std::slice::from_ref(&frame)).map_err(io::Error::other)?;
+        let header = frame.encode_header();
+        let payload = frame.payload.clone();
+        fresh.push_len(frame, (header.len() + payload.len()) as u64, 0, true);
+        let Some(place) = fresh.tail.iter().next_back().map(|entry| entry.place) else { return Ok(()) };
+        let name = self.group.segment_name(self.dir_number, kind, place.segment);
+        let file = match files.get(&name.path) {
+            Some(file) => file.clone(),
+            None if place.position == 0 => {
+                let file = self.group.shared.disk.create(&name.path)?;
+                file.write_at(&mut [IoSlice::new(&name.header())], 0)?;
+                files.insert(name.path.clone(), file.clone());
+                file
+            }
+            None => {
+                // The last segment of the manifest grows: it must not be shared with the old directory.
+                let file = self.own_copy(&name, place.position)?;
+                files.insert(name.path.clone(), file.clone());
+                file
+            }
+        };
+        file.write_at(&mut [IoSlice::new(&header), IoSlice::new(&payload)], file_offset(place.position))?;
+        fresh.tail.trim(0, 0);
+        if let Some(segment) = fresh.stream_mut(kind).find_mut(place.segment) {
+            segment.written = segment.length;
+            segment.exists = true;
+        }
+        Ok(())
+    }
+
+    fn own_copy(&self, name: &SegmentName, length: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let disk = &self.group.shared.disk;
+        let source = disk.open_read(&name.path)?;
+        let aside = name.path.with_extension("tmp");
+        let target = disk.create(&aside)?;
+        let mut at = 0;
+        let end = file_offset(length);
+        while at < end {
+            let bytes = crate::disk::read_up_to(&*source, at, (end - at).min(PIECE) as usize)?;
+            if bytes.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            target.write_at(&mut [IoSlice::new(&bytes)], at)?;
+            at += bytes.len() as u64;
+        }
+        disk.rename(&aside, &name.path)?;
+        Ok(target)
+    }
+
+    /// The new state becomes the current one. Votes and hints that came meanwhile stay.
+    fn take_over(&self, state: &mut GroupState, fresh: GroupState, image: &MetaImage) {
+        let published = state.tail.published;
+        state.purged = fresh.purged;
+        state.last = fresh.last;
+        state.flushed = fresh.last;
+        state.terms = fresh.terms;
+        state.next_sequence = fresh.next_sequence;
+        state.messages = fresh.messages;
+        state.commands = fresh.commands;
+        state.tail = fresh.tail;
+        state.tail.published = published;
+        state.committed = state.committed.max(fresh.purged).min(state.last);
+        state.durable_committed = image.committed;
+        state.dir_number = fresh.dir_number;
+        state.checkpoint = fresh.checkpoint;
+        state.cuts.clear();
+        state.deletes.clear();
+        state.damage.clear();
+        state.meta_version = image.version + 1;
+        state.covered = image.record;
+        while state.wal_files.front().is_some_and(|(_, last)| *last <= image.record) {
+            state.wal_files.pop_front();
+        }
+        state.generation += 1;
+        state.dirty = true;
+    }
+}
+
+/// Why a switch did not happen.
+#[derive(Debug)]
+pub(crate) enum SwitchError {
+    /// The old state counts.
+    OldState(io::Error),
+    /// A slot may or may not be written: old or new, only a restart can tell.
+    Unknown(io::Error),
+}
+
+impl Staged {
+    /// Checks every frame, their order, and the whole.
+    fn verify(&self, file: &dyn DiskFile) -> Result<(), InstallError> {
+        let segment = self.manifest.first_index;
+        let damaged = |what: String| InstallError::Damaged { segment, what };
+        if self.crc.value() != self.manifest.crc {
+            return Err(damaged("the checksum differs from the manifest".to_owned()));
+        }
+        let mut at = 0;
+        let mut last = None;
+        let mut next = self.manifest.first_sequence;
+        while at < self.manifest.length {
+            let head = crate::disk::read_up_to(file, file_offset(at), crate::FRAME_HEADER_LEN)?;
+            let header = Frame::decode_header(&head).map_err(|error| damaged(error.to_string()))?;
+            let fields = header.fields();
+            let offset = file_offset(at) + crate::FRAME_HEADER_LEN as u64;
+            let payload = crate::disk::read_up_to(file, offset, header.payload_len())?;
+            let ordered = last.is_none_or(|last: LogId| last.index < fields.index && last.term <= fields.term);
+            let ours = fields.group == self.name.group && fields.base_sequence == Some(next);
+            if !ordered || !ours || crc32c(&payload) != fields.payload_crc {
+                return Err(damaged(format!("frame {} does not fit", fields.index)));
+            }
+            next = fields.end_sequence().unwrap_or(next);
+            last = Some(fields.log_id());
+            at += header.encoded_len() as u64;
+        }
+        let complete = at == self.manifest.length && last == Some(self.manifest.last) && next == self.manifest.next_sequence;
+        if complete { Ok(()) } else { Err(damaged("it ends elsewhere than the manifest says".to_owned())) }
+    }
+
+    fn segment(&self) -> Segment {
+        let manifest = &self.manifest;
+        Segment {
+            first_index: manifest.first_index,
+            last: manifest.last,
+            first_sequence: manifest.first_sequence.get(),
+            next_sequence: manifest.next_sequence.get(),
+            length: manifest.length,
+            written: manifest.length,
+            first_timestamp: manifest.first_timestamp,
+            last_timestamp: manifest.last_timestamp,
+            sum: Sum {
+                length: manifest.length,
+                crc: manifest.crc,
+                last: manifest.last,
+                next_sequence: manifest.next_sequence.get(),
+                last_timestamp: manifest.last_timestamp,
+            },
+            exists: true,
+            index: Arc::new(Mutex::new(SparseIndex::unread(manifest.length))),
+        }
+    }
+}

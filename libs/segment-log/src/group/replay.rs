@@ -1,0 +1,173 @@
+//! Recovery: records of the write-ahead log applied to the state of the meta slot.
+
+use bytes::Bytes;
+
+use super::GroupLog;
+use super::state::GroupState;
+use super::meta::data_dir;
+use crate::frame::FRAME_HEADER_LEN;
+use crate::segment::{FrameCursor, StreamKind};
+use crate::wal::Record;
+use crate::{Damage, FrameHeader, FrameKind, ReadError};
+
+impl GroupLog {
+    /// Applies a record that is the next one of this group. An error means that the log contradicts itself.
+    pub(crate) fn replay(&self, number: u64, record: Record, wal_file: u64) -> Result<(), String> {
+        let mut state = self.state.lock();
+        self.apply(&mut state, number, record)?;
+        state.next_record = number + 1;
+        state.durable_record = number;
+        state.dirty = true;
+        match state.wal_files.back_mut() {
+            Some((file, last)) if *file == wal_file => *last = number,
+            _ => state.wal_files.push_back((wal_file, number)),
+        }
+        self.account(&mut state);
+        Ok(())
+    }
+
+    fn apply(&self, state: &mut GroupState, number: u64, record: Record) -> Result<(), String> {
+        let dir = data_dir(&self.dir, state.dir_number);
+        match record {
+            Record::Append(frames) => {
+                state.check(&self.spec, &frames).map_err(|error| error.to_string())?;
+                for frame in frames {
+                    state.push(frame, number);
+                }
+                state.flushed = state.last;
+            }
+            Record::AppendLarge { segment, position, header } => {
+                self.apply_large(state, number, segment, position, &header)?;
+            }
+            Record::Vote(vote) => {
+                state.vote = Some(vote);
+                state.durable_vote = Some(vote);
+            }
+            Record::Committed(id) => {
+                state.committed = Some(id).min(state.last);
+                state.durable_committed = state.committed;
+            }
+            Record::Truncate { after, messages, commands, next_sequence } => {
+                state.truncate_tail(after.map(|after| after.index));
+                state.cut_stream(StreamKind::Messages, messages.as_ref());
+                state.cut_stream(StreamKind::Commands, commands.as_ref());
+                state.truncated_to(after);
+                state.next_sequence = next_sequence;
+                state.barrier = number;
+            }
+            Record::Purge(upto) => {
+                state.purge(upto, &dir);
+                state.barrier = number;
+            }
+            Record::DropMessages { first_kept } => {
+                state.drop_before(first_kept, &dir);
+                state.barrier = number;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_large(
+        &self,
+        state: &mut GroupState,
+        number: u64,
+        segment: ptah_types::LogIndex,
+        position: u64,
+        header: &FrameHeader,
+    ) -> Result<(), String> {
+        let fields = header.fields();
+        state.check_header(&self.spec, fields)?;
+        let kind = StreamKind::of(fields);
+        // What was cut before was cut before this frame was written.
+        state.cuts.retain(|cut| cut.kind != kind || cut.segment != segment);
+        let payload = self.read_large(state, kind, segment, position, header).ok();
+        let mut frame = fields.clone();
+        // Without its payload the entry stands for a frame that is damaged, unless a truncation follows.
+        let found = payload.is_some();
+        frame.payload = payload.unwrap_or_default();
+        state.push_len(frame, header.encoded_len() as u64, number, true);
+        let place = state.tail.iter().next_back().map(|entry| entry.place);
+        if place.is_none_or(|place| place.segment != segment || place.position != position) {
+            return Err(format!("large frame {} is not where the log says", fields.index));
+        }
+        if let Some(segment) = state.stream_mut(kind).find_mut(segment) {
+            segment.exists = true;
+        }
+        if !found {
+            tracing::debug!(index = fields.index.0, "large frame cannot be read; it must be truncated later in the log");
+        }
+        state.flushed = state.last;
+        Ok(())
+    }
+
+    fn read_large(
+        &self,
+        state: &GroupState,
+        kind: StreamKind,
+        segment: ptah_types::LogIndex,
+        position: u64,
+        header: &FrameHeader,
+    ) -> Result<Bytes, ReadError> {
+        let name = self.segment_name(state.dir_number, kind, segment);
+        let file = self.shared.files.open(&name)?;
+        let end = position + header.encoded_len() as u64;
+        let mut cursor = FrameCursor::new(file, name, position, end, FRAME_HEADER_LEN);
+        let found = cursor.peek()?;
+        if found.as_ref() != Some(header) {
+            return Err(cursor.damage("another frame is there"));
+        }
+        cursor.take(header).map(|(frame, _)| frame.payload)
+    }
+
+    /// After everything was replayed: whether all frames are really there.
+    pub(crate) fn check_recovered(&self) -> Result<(), Damage> {
+        let state = self.state.lock();
+        for entry in state.tail.iter() {
+            let must_have = entry.frame.kind == FrameKind::Batch || entry.in_segment;
+            if must_have && crate::crc32c(&entry.frame.payload) != entry.frame.payload_crc {
+                let name = self.segment_name(state.dir_number, entry.place.kind, entry.place.segment);
+                let position = crate::segment::file_offset(entry.place.position);
+                let what = format!("frame {} cannot be read", entry.frame.index);
+                return Err(Damage::new(name.path, position, what));
+            }
+        }
+        for kind in [StreamKind::Messages, StreamKind::Commands] {
+            for segment in &state.stream(kind).segments {
+                let name = self.segment_name(state.dir_number, kind, segment.first_index);
+                if segment.written > 0 {
+                    self.check_length(&name.path, segment.written)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_length(&self, path: &std::path::Path, written: u64) -> Result<(), Damage> {
+        let len = self.shared.disk.open_read(path).and_then(|file| file.len());
+        let needed = crate::segment::file_offset(written);
+        match len {
+            Ok(len) if len >= needed => Ok(()),
+            Ok(len) => Err(Damage::new(path, len, format!("the file has {len} bytes, {needed} were written"))),
+            Err(error) => Err(Damage::new(path, 0, format!("the file cannot be read: {error}"))),
+        }
+    }
+
+    /// After recovery: files that lie ready, and those that nothing needs.
+    pub(crate) fn tidy_files(&self, names: &[String]) {
+        let mut state = self.state.lock();
+        let dir = data_dir(&self.dir, state.dir_number);
+        for kind in [StreamKind::Messages, StreamKind::Commands] {
+            for segment in &mut state.stream_mut(kind).segments {
+                segment.exists |= segment.written > 0;
+            }
+        }
+        for name in names {
+            let Some((kind, first)) = StreamKind::parse_file_name(name) else { continue };
+            if state.stream(kind).find(first).is_none() {
+                tracing::info!(file = %dir.join(name).display(), "segment file belongs to no segment, it will be deleted");
+                state.deletes.push(dir.join(name));
+            }
+        }
+        state.cuts.retain(|cut| cut.length.is_some());
+    }
+}

@@ -1,0 +1,391 @@
+//! What a group's log looks like now, in memory: changed the same way by calls and by recovery.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+
+use ptah_types::{LogId, LogIndex, Sequence};
+
+use super::meta::MetaImage;
+use super::queued::Op;
+use super::tail::{Entry, Tail};
+use crate::segment::{Segment, Stream, StreamKind};
+use crate::types::{GroupSpec, VoteRecord};
+use crate::{Damage, Frame, ReadError, RefusedReason};
+
+/// A cut of a segment's file that waits until the record that orders it is durable.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Cut {
+    /// The truncation.
+    pub(crate) record: u64,
+    pub(crate) kind: StreamKind,
+    pub(crate) segment: LogIndex,
+    /// `None`: the whole file goes.
+    pub(crate) length: Option<u64>,
+}
+
+pub(crate) struct GroupState {
+    pub(crate) vote: Option<VoteRecord>,
+    pub(crate) durable_vote: Option<VoteRecord>,
+    pub(crate) committed: Option<LogId>,
+    pub(crate) durable_committed: Option<LogId>,
+    pub(crate) purged: Option<LogId>,
+    pub(crate) last: Option<LogId>,
+    pub(crate) flushed: Option<LogId>,
+    /// First log id of every term in the log.
+    pub(crate) terms: VecDeque<LogId>,
+    pub(crate) next_sequence: u64,
+    pub(crate) messages: Stream,
+    pub(crate) commands: Stream,
+    pub(crate) tail: Tail,
+    pub(crate) next_record: u64,
+    pub(crate) durable_record: u64,
+    /// Last record that changed more than the end of the log; files may follow only when it is durable.
+    pub(crate) barrier: u64,
+    pub(crate) last_truncate: u64,
+    pub(crate) cuts: Vec<Cut>,
+    /// Files to delete once the barrier is durable.
+    pub(crate) deletes: Vec<PathBuf>,
+    /// Changes when frames that could be read go away.
+    pub(crate) generation: u64,
+    /// Number of the data directory.
+    pub(crate) dir_number: u64,
+    pub(crate) blocked: VecDeque<Op>,
+    pub(crate) large_outstanding: bool,
+    pub(crate) installing: bool,
+    pub(crate) dirty: bool,
+    pub(crate) meta_version: u64,
+    /// All records up to this one are in segments and the meta slot.
+    pub(crate) covered: u64,
+    /// Write-ahead log files with records of this group, and the last record in each.
+    pub(crate) wal_files: VecDeque<(u64, u64)>,
+    pub(crate) checkpoint: Option<LogId>,
+    pub(crate) damage: Vec<Damage>,
+    pub(crate) dropped: bool,
+}
+
+impl GroupState {
+    pub(crate) fn new(spec: &GroupSpec) -> Self {
+        Self {
+            vote: None,
+            durable_vote: None,
+            committed: None,
+            durable_committed: None,
+            purged: None,
+            last: None,
+            flushed: None,
+            terms: VecDeque::new(),
+            next_sequence: 1,
+            messages: Stream::new(StreamKind::Messages, spec.segment_bytes),
+            commands: Stream::new(StreamKind::Commands, spec.segment_bytes),
+            tail: Tail::default(),
+            next_record: 1,
+            durable_record: 0,
+            barrier: 0,
+            last_truncate: 0,
+            cuts: Vec::new(),
+            deletes: Vec::new(),
+            generation: 0,
+            dir_number: 1,
+            blocked: VecDeque::new(),
+            large_outstanding: false,
+            installing: false,
+            dirty: false,
+            meta_version: 0,
+            covered: 0,
+            wal_files: VecDeque::new(),
+            checkpoint: None,
+            damage: Vec::new(),
+            dropped: false,
+        }
+    }
+
+    pub(crate) fn stream(&self, kind: StreamKind) -> &Stream {
+        match kind {
+            StreamKind::Messages => &self.messages,
+            StreamKind::Commands => &self.commands,
+        }
+    }
+
+    pub(crate) fn stream_mut(&mut self, kind: StreamKind) -> &mut Stream {
+        match kind {
+            StreamKind::Messages => &mut self.messages,
+            StreamKind::Commands => &mut self.commands,
+        }
+    }
+
+    pub(crate) fn take_number(&mut self) -> u64 {
+        let number = self.next_record;
+        self.next_record += 1;
+        number
+    }
+
+    /// Whether all frames follow the log and each other.
+    pub(crate) fn check(&self, spec: &GroupSpec, frames: &[Frame]) -> Result<(), RefusedReason> {
+        let mut expected = self.last.map(|last| last.index.next());
+        let mut term = self.last.map(|last| last.term);
+        let mut sequence = self.next_sequence;
+        for frame in frames {
+            let invalid = |what: String| RefusedReason::Invalid { index: frame.index, what };
+            if let Some(expected) = expected.filter(|expected| *expected != frame.index) {
+                return Err(RefusedReason::Gap { expected, found: frame.index });
+            }
+            frame.check().map_err(|error| invalid(error.to_string()))?;
+            if frame.group != spec.group {
+                return Err(invalid(format!("it belongs to group {}", frame.group.to_hex())));
+            }
+            if term.is_some_and(|term| frame.term < term) {
+                return Err(invalid("its term is below the term of the entry before it".to_owned()));
+            }
+            if let Some(base) = frame.base_sequence {
+                if base.get() != sequence {
+                    return Err(invalid(format!("its base sequence is {base}, the log expects {sequence}")));
+                }
+                sequence += u64::from(frame.count);
+            }
+            expected = Some(frame.index.next());
+            term = Some(frame.term);
+        }
+        Ok(())
+    }
+
+    /// Remembers damage that a reader met.
+    pub(crate) fn note_damage(&mut self, error: &ReadError) {
+        if let ReadError::Damaged(damage) = error
+            && self.damage.len() < 16
+            && !self.damage.contains(damage)
+        {
+            self.damage.push(damage.clone());
+        }
+    }
+
+    /// Adds a frame at the end.
+    pub(crate) fn push(&mut self, frame: Frame, record: u64) {
+        let len = frame.encoded_len() as u64;
+        self.push_len(frame, len, record, false);
+    }
+
+    /// Adds a frame of `len` bytes; with `in_segment` its bytes are in their segment already.
+    pub(crate) fn push_len(&mut self, frame: Frame, len: u64, record: u64, in_segment: bool) {
+        let id = frame.log_id();
+        if self.terms.back().is_none_or(|last| last.term != id.term) {
+            self.terms.push_back(id);
+        }
+        self.last = Some(id);
+        let place = self.stream_mut(StreamKind::of(&frame)).place(&frame, len);
+        if let Some(end) = frame.end_sequence() {
+            self.next_sequence = end.get();
+        }
+        let sequence_after = self.next_sequence;
+        self.tail.push(Entry { frame, record, place, in_segment, sequence_after });
+    }
+
+    pub(crate) fn first_index(&self) -> LogIndex {
+        match (self.purged, self.terms.front()) {
+            (Some(purged), _) => purged.index.next(),
+            (None, Some(first)) => first.index,
+            (None, None) => LogIndex(0),
+        }
+    }
+
+    pub(crate) fn log_id_at(&self, index: LogIndex) -> Option<LogId> {
+        if let Some(purged) = self.purged.filter(|purged| purged.index == index) {
+            return Some(purged);
+        }
+        if self.last.is_none_or(|last| index > last.index) || index < self.first_index() {
+            return None;
+        }
+        let place = self.terms.partition_point(|start| start.index <= index);
+        let start = place.checked_sub(1).and_then(|place| self.terms.get(place))?;
+        Some(LogId { term: start.term, index })
+    }
+
+    /// Takes entries above `keep` out of the tail and of the streams. Frames that are only on disk stay in the streams.
+    pub(crate) fn truncate_tail(&mut self, keep: Option<LogIndex>) {
+        let above = |index: LogIndex| keep.is_none_or(|keep| index > keep);
+        while let Some(entry) = self.tail.pop_back_if(|entry| above(entry.frame.index)) {
+            let place = entry.place;
+            let kind = place.kind;
+            self.note_cut(kind, place.segment, place.before.map(|_| place.position));
+            self.stream_mut(kind).undo(&place, &entry.frame);
+            if let Some(base) = entry.frame.base_sequence {
+                self.next_sequence = base.get();
+            }
+        }
+        for kind in [StreamKind::Messages, StreamKind::Commands] {
+            if let Some(open) = self.stream_mut(kind).segments.back_mut() {
+                open.forget_behind_end();
+            }
+        }
+    }
+
+    /// Sets everything that follows from the log ending at `last`.
+    pub(crate) fn truncated_to(&mut self, last: Option<LogId>) {
+        self.last = last;
+        let end = last.map(|last| last.index);
+        self.terms.retain(|start| end.is_some_and(|end| start.index <= end));
+        if self.purged.is_some() && self.purged == last {
+            self.terms.clear();
+        }
+        self.flushed = self.flushed.min(last);
+        self.committed = self.committed.min(last);
+        self.durable_committed = self.durable_committed.min(last);
+        self.generation += 1;
+    }
+
+    /// Remembers that a segment's file may be longer than its content.
+    pub(crate) fn note_cut(&mut self, kind: StreamKind, segment: LogIndex, length: Option<u64>) {
+        // The record of the truncation is taken right after.
+        let record = self.next_record;
+        let same = |cut: &&mut Cut| cut.record == record && cut.kind == kind && cut.segment == segment;
+        match self.cuts.iter_mut().find(same) {
+            Some(cut) => cut.length = cut.length.min(length),
+            None => self.cuts.push(Cut { record, kind, segment, length }),
+        }
+    }
+
+    /// The cuts whose truncation is durable.
+    pub(crate) fn take_cuts(&mut self) -> Vec<Cut> {
+        let durable = self.durable_record;
+        let ready = self.cuts.iter().take_while(|cut| cut.record <= durable).count();
+        self.cuts.drain(..ready).collect()
+    }
+
+    /// Puts cuts back that were not made.
+    pub(crate) fn return_cuts(&mut self, mut cuts: Vec<Cut>) {
+        cuts.append(&mut self.cuts);
+        self.cuts = cuts;
+    }
+
+    /// Whether a header is that of the next frame.
+    pub(crate) fn check_header(&self, spec: &GroupSpec, fields: &Frame) -> Result<(), String> {
+        self.check(spec, std::slice::from_ref(fields)).map_err(|error| error.to_string())
+    }
+
+    /// Cuts a stream to `end` where that is below what the tail gave.
+    pub(crate) fn cut_stream(&mut self, kind: StreamKind, end: Option<&crate::wal::StreamEnd>) {
+        let kept = end.map(|end| end.segment);
+        let gone = |segment: &&Segment| kept.is_none_or(|kept| segment.first_index > kept);
+        let removed: Vec<LogIndex> =
+            self.stream(kind).segments.iter().filter(gone).map(|segment| segment.first_index).collect();
+        for segment in removed {
+            self.note_cut(kind, segment, None);
+        }
+        if let Some(end) = end {
+            let longer = self.stream(kind).find(end.segment).is_some_and(|segment| segment.length > end.length);
+            if longer {
+                self.note_cut(kind, end.segment, Some(end.length));
+            }
+        }
+        self.stream_mut(kind).restore_end(end);
+    }
+
+    /// Removes entries up to `upto` from the Raft log. Files of commands that are not needed any more are queued for deletion.
+    pub(crate) fn purge(&mut self, upto: LogId, dir: &std::path::Path) {
+        self.purged = Some(upto);
+        if self.last.is_none_or(|last| last.index <= upto.index) {
+            self.last = Some(upto);
+            self.flushed = self.flushed.max(Some(upto));
+            self.terms.clear();
+        }
+        let next = upto.index.next();
+        while self.terms.get(1).is_some_and(|second| second.index <= next) {
+            self.terms.pop_front();
+        }
+        if let Some(first) = self.terms.front_mut() {
+            first.index = first.index.max(next);
+        }
+        while self.commands.segments.len() > 1
+            && self.commands.segments.front().is_some_and(|oldest| oldest.last.index <= upto.index)
+        {
+            let Some(oldest) = self.commands.segments.pop_front() else { break };
+            self.tail.forget_segment(StreamKind::Commands, oldest.first_index);
+            self.deletes.push(dir.join(StreamKind::Commands.file_name(oldest.first_index)));
+        }
+        self.generation += 1;
+    }
+
+    /// First segment that stays when messages before `first` are dropped; `None` when nothing is dropped.
+    pub(crate) fn droppable(&self, first: u64) -> Option<LogIndex> {
+        let purged = self.purged?;
+        let segments = &self.messages.segments;
+        let goes = |segment: &&Segment| {
+            let full = segment.written == segment.length;
+            segment.next_sequence <= first && segment.last.index <= purged.index && full
+        };
+        let count = segments.iter().take(segments.len().saturating_sub(1)).take_while(goes).count();
+        if count == 0 { None } else { segments.get(count).map(|segment| segment.first_index) }
+    }
+
+    /// Drops message segments before the one named.
+    pub(crate) fn drop_before(&mut self, first_kept: LogIndex, dir: &std::path::Path) {
+        while self.messages.segments.front().is_some_and(|oldest| oldest.first_index < first_kept) {
+            let Some(oldest) = self.messages.segments.pop_front() else { break };
+            self.tail.forget_segment(StreamKind::Messages, oldest.first_index);
+            self.deletes.push(dir.join(StreamKind::Messages.file_name(oldest.first_index)));
+        }
+        self.generation += 1;
+    }
+
+    pub(crate) fn first_sequence(&self) -> u64 {
+        self.messages.segments.front().map_or(self.next_sequence, |oldest| oldest.first_sequence)
+    }
+
+    /// The durable state: what the meta slot says. Frames of records that are not durable are left out.
+    pub(crate) fn image(&self, spec: &GroupSpec, wal_seq: u64) -> MetaImage {
+        let mut messages = self.messages.clone();
+        let mut commands = self.commands.clone();
+        let mut next_sequence = self.next_sequence;
+        let mut last = self.last;
+        for entry in self.tail.iter().rev().take_while(|entry| entry.record > self.durable_record) {
+            let stream = if entry.place.kind == StreamKind::Messages { &mut messages } else { &mut commands };
+            stream.undo(&entry.place, &entry.frame);
+            if let Some(base) = entry.frame.base_sequence {
+                next_sequence = base.get();
+            }
+            let before = entry.frame.index.0.checked_sub(1).and_then(|index| self.log_id_at(LogIndex(index)));
+            last = before.or(self.purged);
+        }
+        let terms = self.terms.iter().copied().filter(|start| last.is_some_and(|last| start.index <= last.index));
+        MetaImage {
+            spec: spec.clone(),
+            version: self.meta_version + 1,
+            record: self.durable_record,
+            wal_seq,
+            dir_number: self.dir_number,
+            vote: self.durable_vote,
+            committed: self.durable_committed.min(last),
+            purged: self.purged,
+            last,
+            next_sequence,
+            terms: terms.collect(),
+            messages: messages.segments.into(),
+            commands: commands.segments.into(),
+        }
+    }
+
+    /// The state that a meta slot describes.
+    pub(crate) fn restore(image: MetaImage) -> Self {
+        let mut state = Self::new(&image.spec);
+        state.vote = image.vote;
+        state.durable_vote = image.vote;
+        state.committed = image.committed;
+        state.durable_committed = image.committed;
+        state.purged = image.purged;
+        state.last = image.last;
+        state.flushed = image.last;
+        state.terms = image.terms.into();
+        state.next_sequence = image.next_sequence;
+        state.messages.segments = image.messages.into();
+        state.commands.segments = image.commands.into();
+        state.next_record = image.record + 1;
+        state.durable_record = image.record;
+        state.dir_number = image.dir_number;
+        state.meta_version = image.version;
+        state.covered = image.record;
+        state
+    }
+
+    pub(crate) fn next_sequence(&self) -> Sequence {
+        Sequence::new(self.next_sequence).unwrap_or(Sequence::FIRST)
+    }
+}

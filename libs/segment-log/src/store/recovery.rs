@@ -1,0 +1,375 @@
+//! Recovery: meta slots, then the write-ahead log over them, then the proof that nothing is missing.
+//!
+//! A group is used only when it is proven that every record of it was found: records are numbered per group without
+//! gaps. After a damaged stretch of the log a group is clear when its next record continues the numbers, when a seal
+//! lists its last number, or when its meta slot was written after the stretch.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use ptah_types::RaftGroupId;
+
+use super::groups::{group_dir, groups_dir, move_aside};
+use super::known::{Known, Presence};
+use super::{DamagedGroup, Shared};
+use crate::disk::read_file;
+use crate::group::{GroupLog, GroupState, MetaImage, data_dir};
+use crate::types::GroupSpec;
+use crate::wal::{Committer, Numbers, Record, RecordHeader, RecordKind, ScanEvent, ScanResult, scan};
+use crate::{Damage, OpenError, ReadError};
+
+/// Text file in a group's directory that says why it may not be used.
+const MARKER: &str = "damaged";
+
+struct Recovering {
+    log: Arc<GroupLog>,
+    /// Records in units up to this one are in the meta slot.
+    wal_seq: u64,
+    /// Only one slot was valid: the log must reach back to it.
+    one_slot: Option<Damage>,
+    /// Records may be lost from this unit on.
+    suspect: Option<(u64, Damage)>,
+    failed: Option<Damage>,
+}
+
+/// What recovery found.
+pub(super) struct Recovered {
+    pub(super) groups: BTreeMap<RaftGroupId, Arc<GroupLog>>,
+    pub(super) damaged: BTreeMap<RaftGroupId, DamagedGroup>,
+    pub(super) known: Known,
+}
+
+pub(super) struct Recovery {
+    shared: Arc<Shared>,
+    known: Known,
+    groups: BTreeMap<RaftGroupId, Recovering>,
+    damaged: BTreeMap<RaftGroupId, DamagedGroup>,
+}
+
+impl Recovery {
+    pub(super) fn new(shared: Arc<Shared>, known: Known) -> Self {
+        Self { shared, known, groups: BTreeMap::new(), damaged: BTreeMap::new() }
+    }
+
+    /// Reads the meta slots of all groups.
+    pub(super) fn load_groups(&mut self) -> Result<(), OpenError> {
+        let all = groups_dir(&self.shared.dir);
+        let disk = self.shared.disk.clone();
+        for entry in disk.list(&all).map_err(OpenError::io("list", &all))? {
+            let path = all.join(&entry.name);
+            if entry.name.ends_with(".new") {
+                disk.remove_dir_all(&path).map_err(OpenError::io("remove", &path))?;
+                continue;
+            }
+            let Ok(group) = RaftGroupId::from_hex(&entry.name) else { continue };
+            match self.known.0.get(&group).map(|(_, presence)| *presence) {
+                Some(Presence::Dropped) => {
+                    disk.remove_dir_all(&path).map_err(OpenError::io("remove", &path))?;
+                }
+                Some(Presence::Aside) => {
+                    move_aside(&self.shared, group, &path).map_err(OpenError::io("move aside", &path))?;
+                }
+                Some(Presence::Here) | None => self.load_group(group, &path)?,
+            }
+        }
+        for (group, (_, presence)) in self.known.0.clone() {
+            let loaded = self.groups.contains_key(&group) || self.damaged.contains_key(&group);
+            if presence == Presence::Here && !loaded {
+                let path = group_dir(&self.shared.dir, group);
+                self.add_damaged(group, None, &path, Damage::new(&path, 0, "the group's directory is missing"));
+            }
+        }
+        Ok(())
+    }
+
+    fn add_damaged(&mut self, group: RaftGroupId, spec: Option<GroupSpec>, path: &Path, damage: Damage) {
+        tracing::error!(group = %group.to_hex(), %damage, "group is damaged, it is kept but not used");
+        let entry = self.damaged.entry(group).or_insert_with(|| DamagedGroup {
+            spec: None,
+            damage: Vec::new(),
+            path: path.to_owned(),
+        });
+        entry.spec = entry.spec.take().or(spec);
+        entry.damage.push(damage);
+    }
+
+    fn load_group(&mut self, group: RaftGroupId, dir: &Path) -> Result<(), OpenError> {
+        let mut images = Vec::new();
+        let mut bad_slot = None;
+        for slot in ["meta.a", "meta.b"] {
+            let path = dir.join(slot);
+            match self.read_slot(group, &path)? {
+                Ok(image) => images.push(image),
+                Err(damage) => bad_slot = Some(damage),
+            }
+        }
+        let newest = images.into_iter().max_by_key(|image| image.version);
+        if let Some(image) = &newest {
+            self.known.0.entry(group).or_insert((image.spec.replica, Presence::Here));
+        }
+        if let Some(damage) = self.read_marker(dir)? {
+            self.add_damaged(group, newest.map(|image| image.spec), dir, damage);
+            return Ok(());
+        }
+        let Some(image) = newest else {
+            let damage = bad_slot.unwrap_or_else(|| Damage::new(dir, 0, "both meta slots are missing"));
+            self.add_damaged(group, None, dir, damage);
+            return Ok(());
+        };
+        self.remove_other_generations(dir, image.dir_number)?;
+        let wal_seq = image.wal_seq;
+        let spec = image.spec.clone();
+        let log = GroupLog::new(spec, dir.to_owned(), self.shared.clone(), GroupState::restore(image));
+        let log = Arc::new(log);
+        self.groups.insert(group, Recovering { log, wal_seq, one_slot: bad_slot, suspect: None, failed: None });
+        Ok(())
+    }
+
+    fn read_slot(&self, group: RaftGroupId, path: &Path) -> Result<Result<MetaImage, Damage>, OpenError> {
+        let bytes = match read_file(&*self.shared.disk, path, 1 << 30) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(OpenError::io("read", path)(error));
+            }
+            Err(error) => return Ok(Err(Damage::new(path, 0, format!("the meta slot cannot be read: {error}")))),
+        };
+        let image = MetaImage::decode(&bytes, &self.shared.identity, group);
+        Ok(image.ok_or_else(|| Damage::new(path, 0, "no copy of the meta slot has the right checksum")))
+    }
+
+    fn read_marker(&self, dir: &Path) -> Result<Option<Damage>, OpenError> {
+        let path = dir.join(MARKER);
+        match read_file(&*self.shared.disk, &path, 1 << 20) {
+            Ok(text) => Ok(Some(Damage::new(dir, 0, String::from_utf8_lossy(&text).trim()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(OpenError::io("read", path)(error)),
+        }
+    }
+
+    /// Data directories of an install that was not switched to, or that was switched from.
+    fn remove_other_generations(&self, dir: &Path, current: u64) -> Result<(), OpenError> {
+        let disk = &self.shared.disk;
+        for entry in disk.list(dir).map_err(OpenError::io("list", dir))? {
+            let path = dir.join(&entry.name);
+            let number = entry.name.strip_prefix('d').and_then(|digits| digits.parse::<u64>().ok());
+            if entry.is_dir && number.is_some_and(|number| number != current) {
+                disk.remove_dir_all(&path).map_err(OpenError::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the write-ahead log. `complete`: the directory was complete before, so an empty log is a lost one.
+    pub(super) fn replay(&mut self, complete: bool) -> Result<(), OpenError> {
+        let shared = self.shared.clone();
+        let dir = shared.dir.join("wal");
+        let position = shared.wal.position();
+        let identity = shared.identity;
+        let mut on = |event: ScanEvent| self.event(event);
+        let result = scan(&*shared.disk, &dir, identity, position, &mut on)?;
+        if position.is_none() && complete {
+            let path = dir.join("position");
+            if result.live.is_empty() {
+                self.gap(0, u64::MAX, &Damage::new(path, 0, "the write-ahead log is missing"));
+            } else {
+                tracing::warn!(file = %path.display(), "position of the write-ahead log is missing or damaged, made again");
+            }
+        }
+        self.demand_proof(&result);
+        self.start_epoch(result, &dir)
+    }
+
+    fn event(&mut self, event: ScanEvent) -> Result<(), OpenError> {
+        match event {
+            ScanEvent::Gap { from, to, damage } => self.gap(from, to, &damage),
+            ScanEvent::Unit { file, seq, seal, records } => {
+                for (header, body) in records {
+                    if seal && header.kind == RecordKind::Numbers {
+                        self.seal(&body);
+                    } else {
+                        self.record(file, seq, header, &body);
+                    }
+                }
+                self.shared.completed_seq.store(seq, Ordering::Release);
+                self.relieve_memory();
+            }
+        }
+        Ok(())
+    }
+
+    fn gap(&mut self, from: u64, to: u64, damage: &Damage) {
+        tracing::error!(%damage, "write-ahead log is damaged");
+        for group in self.groups.values_mut() {
+            if group.wal_seq >= to - 1 {
+                continue;
+            }
+            match &mut group.suspect {
+                Some((first, _)) => *first = (*first).min(from),
+                None => group.suspect = Some((from, damage.clone())),
+            }
+        }
+    }
+
+    /// A seal lists the last numbers of all groups that had a record lately.
+    fn seal(&mut self, body: &Bytes) {
+        let Some(numbers) = Numbers::decode(body) else { return };
+        let last: BTreeMap<u64, u64> = numbers.last.into_iter().collect();
+        for (id, group) in &mut self.groups {
+            let Some((from, _)) = &group.suspect else { continue };
+            if *from < numbers.since_seq {
+                continue;
+            }
+            let found = group.log.durable_record();
+            let complete = last.get(&id.get()).is_none_or(|last| *last <= found);
+            if complete {
+                group.suspect = None;
+            }
+        }
+    }
+
+    fn record(&mut self, file: u64, seq: u64, header: RecordHeader, body: &Bytes) {
+        let Ok(id) = RaftGroupId::new(header.group) else { return };
+        let path = self.shared.dir.join("wal").join(format!("{file:016x}.wal"));
+        let Some(group) = self.groups.get_mut(&id) else {
+            if !self.known.0.contains_key(&id) && !self.damaged.contains_key(&id) {
+                let dir = group_dir(&self.shared.dir, id);
+                let what = "the write-ahead log has records of this group, its directory is missing";
+                self.add_damaged(id, None, &dir, Damage::new(&dir, 0, what));
+            }
+            return;
+        };
+        if group.failed.is_some() || seq <= group.wal_seq {
+            return;
+        }
+        let found = group.log.durable_record();
+        if header.number <= found {
+            return;
+        }
+        if header.number > found + 1 {
+            let what = format!("records {} to {} of group {} are lost", found + 1, header.number - 1, id.to_hex());
+            let lost = group.suspect.take().map(|(_, damage)| damage);
+            group.failed = Some(lost.unwrap_or_else(|| Damage::new(path, 0, what)));
+            return;
+        }
+        group.suspect = None;
+        let result = match Record::decode(header.kind, id, body) {
+            Some(record) => group.log.replay(header.number, record, file),
+            None => Err(format!("record {} is not valid", header.number)),
+        };
+        if let Err(what) = result {
+            group.failed = Some(Damage::new(path, 0, format!("unit {seq}: {what}")));
+        }
+    }
+
+    /// A long log may hold more frames than fit in memory: they go to their segments.
+    fn relieve_memory(&mut self) {
+        let shared = &self.shared;
+        let held = shared.unflushed.load(Ordering::Relaxed) + shared.recent.load(Ordering::Relaxed);
+        if held <= shared.options.unflushed_bytes {
+            return;
+        }
+        for (id, group) in &mut self.groups {
+            if group.suspect.is_some() || group.failed.is_some() || group.one_slot.is_some() {
+                continue;
+            }
+            if let Err(error) = group.log.flush() {
+                group.failed = Some(Damage::new(group.log.dir(), 0, format!("flush group {}: {error}", id.to_hex())));
+            }
+        }
+    }
+
+    /// A group with one valid slot is fine when the log reaches back to it: nothing newer can be in the lost slot.
+    fn demand_proof(&mut self, result: &ScanResult) {
+        let start = result.live.first().map_or(result.next_seq, |file| file.first_seq);
+        for (id, group) in &mut self.groups {
+            let Some(damage) = group.one_slot.take() else { continue };
+            if start <= group.wal_seq + 1 {
+                tracing::warn!(group = %id.to_hex(), %damage, "meta slot is lost, the log proves the other one");
+                group.log.state().dirty = true;
+            } else {
+                group.failed = group.failed.take().or(Some(damage));
+            }
+        }
+    }
+
+    /// Continues the log in a new epoch, in a new file.
+    fn start_epoch(&mut self, result: ScanResult, dir: &Path) -> Result<(), OpenError> {
+        let shared = &self.shared;
+        // After a crash of the process alone the last units may be in the page cache only.
+        if let Some(last) = result.live.last() {
+            let path = dir.join(format!("{:016x}.wal", last.number));
+            let sync = || shared.disk.open(&path)?.sync_data();
+            sync().map_err(OpenError::io("sync", &path))?;
+        }
+        let epoch = result.epoch + 1;
+        let bytes = shared.options.wal_file_bytes;
+        shared.completed_seq.store(result.next_seq - 1, Ordering::Release);
+        *shared.committer.lock() =
+            Committer::new(shared.identity, bytes, epoch, result.next_seq, result.last_number);
+        shared.wal.set_live(result.live);
+        shared.wal.adopt_spares(&result.unused).map_err(OpenError::io("prepare", dir))?;
+        shared.wal.prepare(1).map_err(OpenError::io("prepare", dir))?;
+        shared.wal.save_position(epoch, result.next_seq - 1).map_err(OpenError::io("write", dir.join("position")))
+    }
+
+    /// Judges every group.
+    pub(super) fn finish(mut self) -> Result<Recovered, OpenError> {
+        let mut groups = BTreeMap::new();
+        for (id, group) in std::mem::take(&mut self.groups) {
+            let lost = group.failed.or(group.suspect.map(|(_, damage)| damage));
+            let damage = match lost {
+                Some(damage) => Some(damage),
+                None => self.check_group(&group.log)?,
+            };
+            match damage {
+                None => {
+                    groups.insert(id, group.log);
+                }
+                Some(damage) => {
+                    let dir = group.log.dir().to_owned();
+                    self.write_marker(&dir, &damage)?;
+                    self.add_damaged(id, Some(group.log.spec().clone()), &dir, damage);
+                }
+            }
+        }
+        Ok(Recovered { groups, damaged: self.damaged, known: self.known })
+    }
+
+    fn check_group(&self, log: &Arc<GroupLog>) -> Result<Option<Damage>, OpenError> {
+        if let Err(damage) = log.check_recovered() {
+            return Ok(Some(damage));
+        }
+        match log.recover_checkpoint() {
+            Ok(()) => {}
+            Err(ReadError::Damaged(damage)) => return Ok(Some(damage)),
+            Err(error) => return Ok(Some(Damage::new(log.dir(), 0, error))),
+        }
+        let dir: PathBuf = data_dir(log.dir(), log.state().dir_number);
+        let mut names = Vec::new();
+        for entry in self.shared.disk.list(&dir).map_err(OpenError::io("list", &dir))? {
+            if entry.name.ends_with(".tmp") {
+                let path = dir.join(&entry.name);
+                self.shared.disk.remove_file(&path).map_err(OpenError::io("remove", &path))?;
+            } else {
+                names.push(entry.name);
+            }
+        }
+        log.tidy_files(&names);
+        Ok(None)
+    }
+
+    /// The damage stays known when the evidence is recycled.
+    fn write_marker(&self, dir: &Path, damage: &Damage) -> Result<(), OpenError> {
+        let disk = &*self.shared.disk;
+        if !disk.exists(dir).map_err(OpenError::io("look at", dir))? {
+            return Ok(());
+        }
+        let path = dir.join(MARKER);
+        let text = format!("{damage}\n");
+        crate::disk::replace_file(disk, &path, &[text.as_bytes()]).map_err(OpenError::io("write", path))
+    }
+}

@@ -1,0 +1,15 @@
+//! The write-ahead log: one per store, shared by all groups.
+
+mod committer;
+mod files;
+mod format;
+mod queue;
+mod scan;
+
+pub(crate) use committer::Committer;
+pub(crate) use files::{WalFiles, WalPosition};
+pub(crate) use format::{
+    BLOCK, FORMAT, Numbers, Record, RecordHeader, RecordKind, StreamEnd, UnitKind, RECORD_HEADER_LEN,
+};
+pub(crate) use queue::{Completion, Effect, Queue, Unit, record_room};
+pub(crate) use scan::{ScanEvent, ScanResult, scan};
