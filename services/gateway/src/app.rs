@@ -1,0 +1,250 @@
+//! Builds the gateway out of its parts, in order. Decides nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::future::BoxFuture;
+use ptah_rpc::{Channels, ClusterSecret, MessageBudget, Network, Server, ServerHandle, bind};
+use ptah_service::{Health, Metrics, Ports, Running, Shell, Tasks};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::info;
+
+use crate::append::{AppendParts, Appends};
+use crate::auth::Auth;
+use crate::catalog::Catalog;
+use crate::catalog::sync::CatalogSync;
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::consume::budget::ConsumeBudget;
+use crate::consume::{ConsumeParts, Consumer};
+use crate::control::Control;
+use crate::grpc::append_link::GrpcAppends;
+use crate::grpc::deliver_link::GrpcDeliveries;
+use crate::grpc::metadata::GrpcMetadata;
+use crate::grpc::nodes::GrpcNodes;
+use crate::grpc::{self, Services};
+use crate::leaders::Leaders;
+use crate::metrics::GatewayMetrics;
+use crate::produce::Producer;
+use crate::routing::Routing;
+use crate::routing::watch_nodes::NodeWatch;
+use crate::stations::Stations;
+
+/// What the gateway takes from its process.
+pub struct Deps {
+    /// Clock and randomness.
+    pub ports: Ports,
+    /// Connections.
+    pub network: Arc<dyn Network>,
+    /// Owner of its tasks.
+    pub tasks: Tasks,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Health.
+    pub health: Health,
+}
+
+impl Deps {
+    /// The parts of a process of its own.
+    pub fn from_shell(shell: Shell, network: Arc<dyn Network>) -> Self {
+        Self {
+            ports: shell.ports,
+            network,
+            tasks: shell.tasks,
+            metrics: shell.metrics,
+            health: shell.health,
+        }
+    }
+}
+
+/// A gateway that runs.
+pub struct Gateway {
+    /// Address for clients.
+    pub address: std::net::SocketAddr,
+    health: Health,
+    server: ServerHandle,
+    appends: Appends,
+    /// Streams of clients; they end first.
+    streams: Tasks,
+    tasks: Tasks,
+}
+
+/// Starts a gateway. It answers when its listener is bound; [`Gateway::ready`] tells when it is of use.
+pub async fn start(config: Config, deps: Deps) -> anyhow::Result<Gateway> {
+    let tasks = deps.tasks.child("gateway");
+    let streams = tasks.child("streams");
+    let metrics = GatewayMetrics::new(&deps.metrics);
+    let secret = ClusterSecret::new(&config.cluster.secret).context("read `cluster.secret`")?;
+    let channels = Channels::new(Arc::clone(&deps.network), secret);
+    let listener = bind(&*deps.network, "grpc_listen", &config.grpc_listen).await?;
+
+    let catalog = Catalog::new();
+    let routing = Routing::new();
+    let random = Arc::clone(&deps.ports.random);
+    let nodes = Arc::new(GrpcNodes {
+        channels: channels.clone(),
+        gateway: config.name.clone(),
+    });
+    let metadata = Arc::new(GrpcMetadata {
+        channels: channels.clone(),
+        address: config.metadata_address.clone(),
+    });
+    let cluster_id = follow_cluster_id(&tasks, Arc::clone(&metadata));
+    let sync = CatalogSync {
+        catalog: catalog.clone(),
+        source: metadata,
+        random: Arc::clone(&random),
+        component: deps.health.component("catalog"),
+        metrics: metrics.catalog.clone(),
+    };
+    tasks.spawn("catalog", sync.run(tasks.stopping()));
+    let watch = NodeWatch {
+        routing: routing.clone(),
+        catalog: catalog.clone(),
+        source: Arc::clone(&nodes) as _,
+        random: Arc::clone(&random),
+        metrics: metrics.routing.clone(),
+    };
+    tasks.spawn(
+        "routing",
+        watch.run(
+            tasks.child("routing"),
+            deps.health.component("routing"),
+            tasks.stopping(),
+        ),
+    );
+
+    let appends = Appends::new(AppendParts {
+        settings: config.append_settings(),
+        routing: routing.clone(),
+        catalog: catalog.clone(),
+        transport: Arc::new(GrpcAppends {
+            channels: channels.clone(),
+            gateway: config.name.clone(),
+        }),
+        random: Arc::clone(&random),
+        metrics: metrics.append.clone(),
+        tasks: tasks.child("append"),
+    });
+    tasks.spawn("append-catalog", appends.clone().follow_catalog(tasks.stopping()));
+    let leaders = Leaders {
+        routing: routing.clone(),
+        catalog: catalog.clone(),
+        random: Arc::clone(&random),
+        calls: nodes,
+    };
+    let addresses = config.control_plane_addresses.0.clone();
+    let control = Control::new(channels.clone(), addresses, Arc::clone(&random), catalog.clone());
+    let consumer = Consumer::new(ConsumeParts {
+        settings: config.consume_settings(),
+        budget: ConsumeBudget::new(config.consume.budget_bytes),
+        leaders: leaders.clone(),
+        control: control.clone(),
+        transport: Arc::new(GrpcDeliveries {
+            channels,
+            gateway: config.name.clone(),
+        }),
+        random: Arc::clone(&random),
+        metrics: metrics.consume.clone(),
+        tasks: tasks.child("consume"),
+    });
+    let services = Services {
+        auth: Auth::new(
+            catalog.clone(),
+            config.auth_settings(),
+            &*random,
+            metrics.auth.clone(),
+        ),
+        producer: Producer::new(
+            catalog.clone(),
+            appends.clone(),
+            metrics.produce.clone(),
+            config.in_flight_limit(),
+        ),
+        consumer,
+        stations: Stations {
+            catalog: catalog.clone(),
+            control: control.clone(),
+            leaders,
+            create_deadline: Duration::from_millis(config.create_deadline_ms),
+        },
+        cluster: Cluster {
+            catalog,
+            routing,
+            control,
+            cluster_id,
+        },
+        tasks: streams.clone(),
+        produce_metrics: metrics.produce,
+        consume_metrics: metrics.consume,
+    };
+    let server = Server::public(MessageBudget::new(config.produce.budget_bytes))
+        .metrics(&deps.metrics)
+        .health(&deps.health);
+    let server = grpc::add_to(server, services).serve(listener, &tasks);
+    let address = server.local_addr();
+    deps.health.set_address("grpc", address);
+    info!(%address, "listening");
+    Ok(Gateway {
+        address,
+        health: deps.health,
+        server,
+        appends,
+        streams,
+        tasks,
+    })
+}
+
+/// Asks for the cluster's id until it is told.
+fn follow_cluster_id(tasks: &Tasks, metadata: Arc<GrpcMetadata>) -> watch::Receiver<String> {
+    let (told, id) = watch::channel(String::new());
+    let stopping = tasks.stopping();
+    tasks.spawn("cluster-id", async move {
+        while !stopping.is_stopping() {
+            if let Ok(client) = metadata.client()
+                && let Ok(info) = client.info().await
+            {
+                told.send_replace(info.cluster.to_string());
+                return;
+            }
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+    });
+    id
+}
+
+impl Gateway {
+    /// Waits until it is of use: the catalog is loaded and storage nodes are reached.
+    pub async fn ready(&self) {
+        self.health.until_ready().await;
+    }
+
+    /// Stops: streams end, accepted messages are stored, then everything else.
+    pub async fn shut_down(self, limit: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + limit;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        self.streams.begin_stop();
+        // Messages that were accepted get half of the time; the rest is for telling their producers.
+        let serving = self.server.stop(limit);
+        let draining = async {
+            self.appends.drain(limit / 2).await;
+        };
+        let (served, ()) = tokio::join!(serving, draining);
+        self.tasks
+            .stop(left().max(Duration::from_millis(500)))
+            .await
+            .context("stop tasks")?;
+        served.context("stop the server")
+    }
+}
+
+impl Running for Gateway {
+    fn stop(self: Box<Self>, deadline: Duration) -> BoxFuture<'static, anyhow::Result<()>> {
+        Box::pin((*self).shut_down(deadline))
+    }
+}

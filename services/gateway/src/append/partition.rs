@@ -1,0 +1,421 @@
+//! The way of one partition's messages: backlog, pipeline, the channel in use, and the task that finds the leader.
+//!
+//! The hot path is function calls: [`PartitionAppender::submit`] encodes and sends in the caller's task, and an answer
+//! sends the next batch in the link's task. What collects while the window is full becomes the next batch. The partition's
+//! own task only acts when something is wrong or out of time.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use ptah_types::limits::TARGET_BATCH_BYTES;
+use ptah_types::{NodeId, PartitionKey, RaftGroupId, SessionId};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::AppendShared;
+use super::build::{Ticket, answer_failed, answer_stored, encode, take_parts};
+use super::link::{AppendAnswer, AppendLink, AppendRefusal, Channel};
+use super::pipeline::{BindingId, Consequence, Leaving, Pipeline, RefusalEffect};
+use crate::error::GatewayError;
+use crate::produce::{ProduceOutcome, StoredRun, Submission};
+
+/// Batches under way that hide the storage's commit; more are only sent when they are full.
+const EAGER_BATCHES: usize = 2;
+
+/// What an appender is for.
+#[derive(Debug, Clone)]
+pub struct AppendTarget {
+    /// Station, for messages to people.
+    pub station: Arc<str>,
+    /// Partition.
+    pub partition: PartitionKey,
+    /// Its Raft group.
+    pub group: RaftGroupId,
+    /// Generation of the partition count.
+    pub generation: u64,
+}
+
+/// Sends the messages of one partition in order.
+pub struct PartitionAppender {
+    target: AppendTarget,
+    pub(super) shared: Arc<AppendShared>,
+    pub(super) state: Mutex<State>,
+    pub(super) wake: Notify,
+}
+
+pub(super) struct State {
+    pub(super) backlog: VecDeque<Submission>,
+    backlog_bytes: usize,
+    pub(super) pipeline: Pipeline<Ticket>,
+    pub(super) bound: Option<(Arc<AppendLink>, Channel)>,
+    bindings: u64,
+    building: bool,
+    pub(super) session: SessionId,
+    /// Refusals and lost links since the last stored batch.
+    pub(super) failures: u32,
+    pub(super) not_before: Option<Instant>,
+    pub(super) failed_in_term: u64,
+    pub(super) reason: Arc<str>,
+    retired: Option<Arc<GatewayError>>,
+}
+
+/// Answers that are given after the lock is free.
+type Answers = Vec<(Ticket, Leaving)>;
+
+impl PartitionAppender {
+    /// An appender without a leader yet.
+    pub fn new(target: AppendTarget, shared: Arc<AppendShared>) -> Arc<Self> {
+        let session = shared.sessions.current();
+        let state = State {
+            backlog: VecDeque::new(),
+            backlog_bytes: 0,
+            pipeline: Pipeline::new(shared.settings.window_batches),
+            bound: None,
+            bindings: 0,
+            building: false,
+            session,
+            failures: 0,
+            not_before: None,
+            failed_in_term: 0,
+            reason: "no leader is known".into(),
+            retired: None,
+        };
+        Arc::new(Self {
+            target,
+            shared,
+            state: Mutex::new(state),
+            wake: Notify::new(),
+        })
+    }
+
+    /// What it is for.
+    pub fn target(&self) -> &AppendTarget {
+        &self.target
+    }
+
+    /// Takes messages to send after those submitted before. They are answered in any case.
+    pub fn submit(self: &Arc<Self>, submission: Submission) {
+        let mut state = self.state.lock();
+        if let Some(error) = state.retired.clone() {
+            drop(state);
+            fail_submissions([submission], &error);
+            return;
+        }
+        let idle = state.bound.is_none();
+        state.backlog_bytes += submission.bytes;
+        state.backlog.push_back(submission);
+        drop(state);
+        if idle {
+            self.wake.notify_one();
+        } else {
+            self.pump();
+        }
+    }
+
+    /// Sends what may be sent. Encodes outside of the lock; one caller at a time does it, the others leave their messages
+    /// in the backlog for its next turn.
+    pub(super) fn pump(&self) {
+        loop {
+            let parts = {
+                let mut state = self.state.lock();
+                state.send_ready();
+                if !state.may_build() {
+                    return;
+                }
+                state.building = true;
+                let parts = take_parts(&mut state.backlog);
+                state.backlog_bytes -= parts.iter().map(|part| part.bytes).sum::<usize>();
+                parts
+            };
+            let built = encode(parts);
+            let mut state = self.state.lock();
+            state.building = false;
+            for submission in built.rest.into_iter().rev() {
+                state.backlog_bytes += submission.bytes;
+                state.backlog.push_front(submission);
+            }
+            if let Some((batch, ticket, deadline)) = built.batch {
+                self.shared.metrics.batches.inc();
+                self.shared.metrics.batch_messages.observe(f64::from(batch.count));
+                state.pipeline.push(batch, ticket, deadline);
+            }
+            if let Some(error) = state.retired.clone() {
+                let mut answers = Answers::new();
+                state.pipeline.abandon(&mut answers);
+                drop(state);
+                self.give(answers, &error.to_string());
+            }
+        }
+    }
+
+    /// An answer of the node came on the channel of that binding.
+    pub(super) fn answered(self: &Arc<Self>, binding: BindingId, answer: AppendAnswer) {
+        let mut answers = Answers::new();
+        let mut state = self.state.lock();
+        if state.pipeline.binding() != Some(binding) {
+            return;
+        }
+        match answer.outcome {
+            Ok(at) => {
+                if let Some(stored) = state.pipeline.stored(answer.number, at) {
+                    state.failures = 0;
+                    answers.push(stored);
+                    drop(state);
+                } else {
+                    self.shared.metrics.out_of_order.inc();
+                    state.reason = "the node answered out of order".into();
+                    state.pipeline.unbind();
+                    self.unbound(state, None);
+                }
+            }
+            Err(refusal) => self.refused(state, answer.number, refusal, &mut answers),
+        }
+        self.give_out(answers);
+        self.pump();
+    }
+
+    fn refused(
+        &self,
+        mut state: parking_lot::MutexGuard<'_, State>,
+        number: u64,
+        refusal: AppendRefusal,
+        answers: &mut Answers,
+    ) {
+        self.shared.metrics.refusals.inc();
+        state.reason = refusal.message.as_str().into();
+        let node = state.bound.as_ref().map(|(link, _)| link.node);
+        let consequence = if number == 0 {
+            state.pipeline.opening_refused();
+            Consequence::default()
+        } else {
+            state
+                .pipeline
+                .refused(number, effect_of(&refusal, number), answers)
+        };
+        if consequence.new_session {
+            state.session = self.shared.sessions.renew(state.session);
+        }
+        if let (Some(node), Some(leader)) = (node, refusal.leader) {
+            self.shared.routing.hinted(self.target.group, node, leader);
+        }
+        self.unbound(state, refusal.retry_after);
+    }
+
+    /// The stream of that binding is lost.
+    pub(super) fn link_lost(&self, binding: BindingId, why: &str) {
+        let mut state = self.state.lock();
+        if state.pipeline.binding() == Some(binding) {
+            state.reason = why.into();
+            state.pipeline.unbind();
+            self.unbound(state, None);
+        }
+    }
+
+    /// After the pipeline's binding ended: gives the channel back and lets the task look for the leader.
+    pub(super) fn unbound(
+        &self,
+        mut state: parking_lot::MutexGuard<'_, State>,
+        retry_after: Option<std::time::Duration>,
+    ) {
+        state.failed_in_term = self.shared.routing.route(self.target.group).term;
+        let wait = retry_after.unwrap_or_else(|| self.shared.backoff(state.failures));
+        state.failures = state.failures.saturating_add(1);
+        state.not_before = Some(Instant::now() + wait);
+        let bound = state.bound.take();
+        drop(state);
+        if let Some((link, channel)) = bound {
+            link.close_channel(&channel);
+        }
+        self.wake.notify_one();
+    }
+
+    /// Uses the link from now on, if it is open.
+    pub(super) fn bind(self: &Arc<Self>, link: &Arc<AppendLink>) -> bool {
+        let mut state = self.state.lock();
+        if state.session != link.session || state.retired.is_some() {
+            return false;
+        }
+        state.bindings += 1;
+        let binding = BindingId(state.bindings);
+        let Some(channel) = link.open_channel(self, binding) else {
+            return false;
+        };
+        state.pipeline.bind(binding);
+        state.bound = Some((Arc::clone(link), channel));
+        state.not_before = None;
+        drop(state);
+        self.pump();
+        true
+    }
+
+    /// Node in use.
+    pub(super) fn bound_node(&self) -> Option<NodeId> {
+        self.state.lock().bound.as_ref().map(|(link, _)| link.node)
+    }
+
+    /// Gives up what is out of time.
+    pub(super) fn expire(&self, now: Instant) {
+        let mut answers = Answers::new();
+        let mut late = Vec::new();
+        let mut state = self.state.lock();
+        let consequence = state.pipeline.expire(now, &mut answers);
+        while state.backlog.front().is_some_and(|front| front.deadline <= now) {
+            let submission = state.backlog.pop_front();
+            state.backlog_bytes -= submission.as_ref().map_or(0, |submission| submission.bytes);
+            late.extend(submission);
+        }
+        if consequence.new_session {
+            state.session = self.shared.sessions.renew(state.session);
+        }
+        let reason = Arc::clone(&state.reason);
+        if consequence.unbound {
+            self.unbound(state, None);
+        } else {
+            drop(state);
+        }
+        if !late.is_empty() {
+            fail_submissions(late, &Arc::new(self.unavailable(&reason)));
+        }
+        self.give(answers, &reason);
+    }
+
+    /// When [`PartitionAppender::expire`] has something to do.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        let waiting = state.backlog.front().map(|front| front.deadline);
+        [waiting, state.pipeline.deadline()].into_iter().flatten().min()
+    }
+
+    /// Ends it: the station is gone or the process stops.
+    pub fn retire(&self, error: GatewayError) {
+        let error = Arc::new(error);
+        let mut answers = Answers::new();
+        let mut state = self.state.lock();
+        state.retired = Some(Arc::clone(&error));
+        state.pipeline.abandon(&mut answers);
+        state.backlog_bytes = 0;
+        let waiting = std::mem::take(&mut state.backlog);
+        self.unbound(state, None);
+        fail_submissions(waiting, &error);
+        self.give(answers, &error.to_string());
+    }
+
+    /// Whether nothing waits or is under way.
+    pub fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        state.backlog.is_empty() && state.pipeline.is_empty() && !state.building
+    }
+
+    /// Whether it was ended.
+    pub fn is_retired(&self) -> bool {
+        self.state.lock().retired.is_some()
+    }
+
+    fn give_out(&self, answers: Answers) {
+        if !answers.is_empty() {
+            let reason = Arc::clone(&self.state.lock().reason);
+            self.give(answers, &reason);
+        }
+    }
+
+    fn give(&self, answers: Answers, reason: &str) {
+        for (ticket, leaving) in answers {
+            match leaving {
+                Leaving::Stored(at) => {
+                    let first = StoredRun {
+                        partition: self.target.partition.partition.get(),
+                        first_sequence: at.base_sequence,
+                        timestamp_ns: at.timestamp_ns,
+                        // What the client sent once is no duplicate because the gateway sent it twice.
+                        duplicate: false,
+                    };
+                    answer_stored(ticket, first);
+                }
+                Leaving::TooLate => answer_failed(ticket, &Arc::new(self.unavailable(reason))),
+                Leaving::Refused => {
+                    let refused = GatewayError::Conflict(
+                        format!(
+                            "partition {} of station `{}` refused the messages: {reason}",
+                            self.target.partition.partition, self.target.station
+                        )
+                        .into(),
+                    );
+                    answer_failed(ticket, &Arc::new(refused));
+                }
+                Leaving::Unknown => {
+                    self.shared.metrics.unknown.inc();
+                    let unknown = GatewayError::AppendUnknown {
+                        station: Arc::clone(&self.target.station),
+                        partition: self.target.partition.partition.get(),
+                        why: reason.into(),
+                    };
+                    answer_failed(ticket, &Arc::new(unknown));
+                }
+            }
+        }
+    }
+
+    fn unavailable(&self, why: &str) -> GatewayError {
+        GatewayError::AppendUnavailable {
+            station: Arc::clone(&self.target.station),
+            partition: self.target.partition.partition.get(),
+            waited_ms: self.shared.settings.deadline.as_millis() as u64,
+            why: why.into(),
+        }
+    }
+}
+
+impl State {
+    /// Puts numbered batches on the channel.
+    fn send_ready(&mut self) {
+        let Some((_, channel)) = &self.bound else { return };
+        while let Some(sending) = self.pipeline.next_sending() {
+            channel.send(sending.number, sending.batch);
+        }
+    }
+
+    fn may_build(&self) -> bool {
+        let eager = self.pipeline.len() < EAGER_BATCHES || self.backlog_bytes >= TARGET_BATCH_BYTES;
+        self.bound.is_some()
+            && !self.building
+            && !self.backlog.is_empty()
+            && self.pipeline.has_room()
+            && eager
+    }
+}
+
+fn fail_submissions(submissions: impl IntoIterator<Item = Submission>, error: &Arc<GatewayError>) {
+    for submission in submissions {
+        submission
+            .replies
+            .complete(submission.runs, &ProduceOutcome::Failed(Arc::clone(error)));
+    }
+}
+
+/// What a node's refusal of the batch with that number means.
+fn effect_of(refusal: &AppendRefusal, number: u64) -> RefusalEffect {
+    use ptah_types::ErrorKind as Kind;
+    match refusal.expected_number {
+        0 => {}
+        expected if expected < number => return RefusalEffect::SessionLost,
+        expected if expected > number => return RefusalEffect::Forgotten,
+        _ => return RefusalEffect::Retry,
+    }
+    match refusal.kind {
+        Kind::OutcomeUnknown | Kind::Internal => RefusalEffect::Unknown,
+        Kind::NotLeader
+        | Kind::Exhausted
+        | Kind::Unavailable
+        | Kind::DeadlineExceeded
+        | Kind::NotFound
+        | Kind::Unauthenticated
+        | Kind::Incompatible => RefusalEffect::Retry,
+        Kind::InvalidArgument
+        | Kind::TooLarge
+        | Kind::AlreadyExists
+        | Kind::Conflict
+        | Kind::PermissionDenied
+        | Kind::DataDamaged => RefusalEffect::Permanent,
+    }
+}

@@ -1,0 +1,359 @@
+//! Managing stations: decided by the control plane, shown from the catalog and the partitions' leaders.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use ptah_rpc::clients::CreateStation;
+use ptah_types::limits::{MAX_MESSAGE_BYTES, MAX_PARTITIONS};
+use ptah_types::{
+    Action, ErrorKind, NodeId, Principal, RaftGroupId, ReplicaCount, StationKind, StationName, Storage,
+    TenantName, authorize,
+};
+use tokio::time::{Instant, timeout};
+
+use crate::catalog::{Catalog, Station};
+use crate::control::Control;
+use crate::error::GatewayError;
+use crate::leaders::{Leaders, PartitionState};
+
+/// A leader that does not answer in this time is shown without sequences.
+const DESCRIBE_LIMIT: Duration = Duration::from_secs(2);
+/// A recorded change is in this gateway's catalog after this time, unless metadata is down.
+const CATALOG_LIMIT: Duration = Duration::from_secs(5);
+const DEFAULT_PAGE: usize = 100;
+const MAX_PAGE: usize = 1_000;
+
+/// Manages stations. Cheap to clone.
+#[derive(Clone)]
+pub struct Stations {
+    /// Stations known.
+    pub catalog: Catalog,
+    /// Decides.
+    pub control: Control,
+    /// Leaders.
+    pub leaders: Leaders,
+    /// How long a new station may take until all partitions have leaders.
+    pub create_deadline: Duration,
+}
+
+/// A station to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewStation {
+    /// Name space.
+    pub tenant: TenantName,
+    /// Name as typed.
+    pub name: StationName,
+    /// Rules.
+    pub kind: StationKind,
+    /// Number of partitions.
+    pub partitions: u32,
+    /// Replicas of every partition.
+    pub replicas: u32,
+    /// Where messages live.
+    pub storage: Storage,
+    /// Largest payload in bytes.
+    pub max_message_bytes: u64,
+}
+
+/// A partition as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionStatus {
+    /// Number.
+    pub partition: u32,
+    /// Leader, if known.
+    pub leader: Option<NodeId>,
+    /// Nodes that hold a replica.
+    pub replicas: Vec<NodeId>,
+    /// Sequences, if the leader answered.
+    pub state: Option<PartitionState>,
+    /// What is wrong; empty when nothing is.
+    pub trouble: String,
+}
+
+/// A page of stations.
+#[derive(Debug, Clone)]
+pub struct StationPage {
+    /// In order of their names.
+    pub stations: Vec<Arc<Station>>,
+    /// Where the next page begins; empty at the end.
+    pub next_page_token: String,
+}
+
+impl NewStation {
+    fn check(&self) -> Result<ReplicaCount, GatewayError> {
+        if self.partitions == 0 || self.partitions > MAX_PARTITIONS {
+            let given = self.partitions;
+            return Err(GatewayError::invalid(format!(
+                "{given} partitions are not possible; use 1 to {MAX_PARTITIONS}"
+            )));
+        }
+        if self.kind == StationKind::Stream && self.partitions != 1 {
+            let given = self.partitions;
+            return Err(GatewayError::invalid(format!(
+                "a stream has exactly 1 partition, not {given}"
+            )));
+        }
+        if self.max_message_bytes == 0 || self.max_message_bytes > MAX_MESSAGE_BYTES {
+            let given = self.max_message_bytes;
+            return Err(GatewayError::invalid(format!(
+                "a message limit of {given} bytes is not possible; use 1 to {MAX_MESSAGE_BYTES}"
+            )));
+        }
+        ReplicaCount::new(self.replicas).map_err(|error| GatewayError::invalid(error.to_string()))
+    }
+
+    fn equals(&self, station: &Station) -> bool {
+        let record = &station.record;
+        (
+            record.kind,
+            record.partitions,
+            record.replicas.get() as u64,
+            record.storage,
+            record.max_message_bytes,
+        ) == (
+            self.kind,
+            self.partitions,
+            u64::from(self.replicas),
+            self.storage,
+            self.max_message_bytes,
+        )
+    }
+}
+
+impl Stations {
+    /// Makes a station and waits until it takes messages. True when it was made by this call.
+    pub async fn create(
+        &self,
+        principal: &Principal,
+        wanted: NewStation,
+    ) -> Result<(Arc<Station>, bool), GatewayError> {
+        authorize(principal, Action::CreateStation, Some(&wanted.name))?;
+        let replicas = wanted.check()?;
+        let request = CreateStation {
+            principal: principal.user.clone(),
+            tenant: wanted.tenant.clone(),
+            name: wanted.name.clone(),
+            kind: wanted.kind,
+            partitions: wanted.partitions,
+            replicas,
+            storage: wanted.storage,
+            max_message_bytes: wanted.max_message_bytes,
+        };
+        let begin = Instant::now();
+        let created = match self.control.create_station(&request).await {
+            Ok(made) => {
+                let in_time = self.catalog.wait_for_revision(made.revision, CATALOG_LIMIT).await;
+                if !in_time && !self.catalog.with(|view| view.has_station(made.id)) {
+                    return Err(self.not_ready(&wanted, "this gateway has not heard of it yet"));
+                }
+                made.created
+            }
+            // Programs make their stations at every start; what exists is found without the control plane.
+            Err(error) if error.kind.is_retryable() => return self.existing(&wanted, error.into()),
+            Err(error) => return Err(error.into()),
+        };
+        let station = self.catalog.station(&wanted.tenant, &wanted.name)?;
+        let left = self.create_deadline.saturating_sub(begin.elapsed());
+        self.wait_for_leaders(&station, left).await?;
+        Ok((station, created))
+    }
+
+    fn existing(
+        &self,
+        wanted: &NewStation,
+        error: GatewayError,
+    ) -> Result<(Arc<Station>, bool), GatewayError> {
+        let Ok(station) = self.catalog.station(&wanted.tenant, &wanted.name) else {
+            return Err(error);
+        };
+        if wanted.equals(&station) {
+            return Ok((station, false));
+        }
+        Err(GatewayError::Remote {
+            kind: ErrorKind::AlreadyExists,
+            message: format!("station `{}` exists with other settings", wanted.name).into(),
+            retry_after: None,
+        })
+    }
+
+    fn not_ready(&self, wanted: &NewStation, why: &str) -> GatewayError {
+        let message = format!(
+            "station `{}` is made but does not take messages yet: {why}; retry",
+            wanted.name
+        );
+        GatewayError::OutcomeUnknown(message.into())
+    }
+
+    async fn wait_for_leaders(&self, station: &Station, limit: Duration) -> Result<(), GatewayError> {
+        let deadline = Instant::now() + limit;
+        let name = station.record.name.display();
+        let mut without_leader = Vec::new();
+        for partition in station.all_partitions() {
+            let id = station.record.id;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let placed = self
+                .catalog
+                .wait_for(left, |view| view.raft_group(id, partition))
+                .await;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let led = match placed {
+                Some(group) => self
+                    .leaders
+                    .routing
+                    .wait_for_leader(group, true, left)
+                    .await
+                    .is_some(),
+                None => false,
+            };
+            if !led {
+                without_leader.push(partition.to_string());
+            }
+        }
+        if without_leader.is_empty() {
+            return Ok(());
+        }
+        let which = without_leader.join(", ");
+        let message = format!(
+            "station `{name}` is made, but partitions without a leader after {} ms: {which}; retry",
+            limit.as_millis()
+        );
+        Err(GatewayError::OutcomeUnknown(message.into()))
+    }
+
+    /// Deletes a station.
+    pub async fn delete(
+        &self,
+        principal: &Principal,
+        tenant: &TenantName,
+        name: &StationName,
+    ) -> Result<(), GatewayError> {
+        authorize(principal, Action::DeleteStation, Some(name))?;
+        let revision = self.control.delete_station(&principal.user, tenant, name).await?;
+        // It is deleted; that this gateway's copy is late does not matter to the caller.
+        let _in_time = self.catalog.wait_for_revision(revision, CATALOG_LIMIT).await;
+        Ok(())
+    }
+
+    /// Shows a station and its partitions.
+    pub async fn get(
+        &self,
+        principal: &Principal,
+        tenant: &TenantName,
+        name: &StationName,
+    ) -> Result<(Arc<Station>, Vec<PartitionStatus>), GatewayError> {
+        authorize(principal, Action::Describe, Some(name))?;
+        let station = self.catalog.station(tenant, name)?;
+        let mut partitions: Vec<_> = station
+            .all_partitions()
+            .map(|number| self.placed(&station, number))
+            .collect();
+        let states = self.ask_leaders(&partitions).await;
+        for (group, status) in &mut partitions {
+            status.state = group.and_then(|group| states.get(&group).copied());
+            status.trouble = trouble(*group, status);
+        }
+        Ok((
+            station,
+            partitions.into_iter().map(|(_, status)| status).collect(),
+        ))
+    }
+
+    fn placed(
+        &self,
+        station: &Station,
+        number: ptah_types::PartitionNumber,
+    ) -> (Option<RaftGroupId>, PartitionStatus) {
+        let placement = self
+            .catalog
+            .with(|view| view.placement(station.record.id, number).cloned());
+        let group = placement.as_ref().map(|placement| placement.group);
+        let status = PartitionStatus {
+            partition: number.get(),
+            leader: group.and_then(|group| self.leaders.routing.route(group).leader),
+            replicas: placement
+                .map(|p| p.replicas.iter().map(|r| r.node).collect())
+                .unwrap_or_default(),
+            state: None,
+            trouble: String::new(),
+        };
+        (group, status)
+    }
+
+    /// Asks every node once for all partitions that it leads.
+    async fn ask_leaders(
+        &self,
+        partitions: &[(Option<RaftGroupId>, PartitionStatus)],
+    ) -> BTreeMap<RaftGroupId, PartitionState> {
+        let mut by_node: BTreeMap<NodeId, Vec<RaftGroupId>> = BTreeMap::new();
+        for (group, status) in partitions {
+            if let (Some(group), Some(leader)) = (group, status.leader) {
+                by_node.entry(leader).or_default().push(*group);
+            }
+        }
+        let mut questions: FuturesUnordered<_> = by_node
+            .into_iter()
+            .filter_map(|(node, groups)| {
+                let address = self
+                    .catalog
+                    .with(|view| view.node(node).map(|node| node.address.clone()))?;
+                Some(timeout(
+                    DESCRIBE_LIMIT,
+                    self.leaders.calls.describe(address, groups),
+                ))
+            })
+            .collect();
+        let mut states = BTreeMap::new();
+        while let Some(answer) = questions.next().await {
+            if let Ok(Ok(described)) = answer {
+                states.extend(described.into_iter().map(|state| (state.group, state)));
+            }
+        }
+        states
+    }
+
+    /// A page of stations in order of their names. The token is the last name of the page before.
+    pub fn list(
+        &self,
+        principal: &Principal,
+        tenant: &TenantName,
+        page_size: u32,
+        page_token: &str,
+    ) -> Result<StationPage, GatewayError> {
+        authorize(principal, Action::Describe, None)?;
+        if !page_token.is_empty() && page_token.parse::<StationName>().is_err() {
+            return Err(GatewayError::invalid(
+                "the page token is not one of an answer before; begin without a token",
+            ));
+        }
+        let size = match page_size as usize {
+            0 => DEFAULT_PAGE,
+            size => size.min(MAX_PAGE),
+        };
+        let mut stations: Vec<_> = self.catalog.with(|view| {
+            view.stations_after(tenant, page_token)
+                .take(size + 1)
+                .cloned()
+                .collect()
+        });
+        let more = stations.len() > size;
+        stations.truncate(size);
+        let last = stations.last().filter(|_| more);
+        Ok(StationPage {
+            next_page_token: last
+                .map(|station| station.record.name.key().to_owned())
+                .unwrap_or_default(),
+            stations,
+        })
+    }
+}
+
+fn trouble(group: Option<RaftGroupId>, status: &PartitionStatus) -> String {
+    match (group, status.leader, status.state) {
+        (None, _, _) => "the partition is not placed yet".to_owned(),
+        (_, None, _) => "no leader is known".to_owned(),
+        (_, Some(leader), None) => format!("its leader, node {leader}, did not answer"),
+        (_, _, Some(_)) => String::new(),
+    }
+}
