@@ -1,5 +1,7 @@
 //! The replicated state against a model that keeps one record per message.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The table of ends comes last so that a batch grows in one buffer; its place follows from the length and the number
-//! of messages. Layout of a message: see [`layout`]. The payload carries no checksum; who moves or stores it keeps
+//! of messages. Layout of a message: see the module `layout`. The payload carries no checksum; who moves or stores it keeps
 //! [`crc32c`] of the whole payload beside it. Sequences and time are not in it: the leader stamps them outside.
 
 mod builder;

@@ -230,6 +230,23 @@ fn a_message_of_the_largest_size_travels_alone_and_a_larger_one_not_at_all() {
 }
 
 #[test]
+fn a_batch_can_be_filled_to_the_last_byte() {
+    let payload = vec![7_u8; 40 << 20];
+    let first = MessageParts::new(Door::SDK, "s", &payload);
+    for over in [0, 1] {
+        let mut builder = BatchBuilder::new();
+        builder.push(&first, []).unwrap();
+        let header = (&b"n"[..], &b"v"[..]);
+        let around = 16 + 1 + 6 + 4;
+        let rest = MAX_BATCH_BYTES - builder.encoded_len() - around + over;
+        let pushed = builder.push(&MessageParts::new(Door::SDK, "s", &payload[..rest]), [header]);
+        assert_eq!(pushed, if over == 0 { Ok(()) } else { Err(BuildError::Full) });
+        let view = BatchView::parse(builder.finish().unwrap().payload).unwrap();
+        assert_eq!(view.payload().len() == MAX_BATCH_BYTES, over == 0);
+    }
+}
+
+#[test]
 fn headers_beyond_the_limit_are_refused_and_change_nothing() {
     let mut builder = BatchBuilder::new();
     let parts = MessageParts::new(Door::SDK, "", b"x");

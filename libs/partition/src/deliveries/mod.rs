@@ -1,13 +1,13 @@
 //! Deliveries: which consumer of a group holds which message. Only the leader has one per group.
 //!
-//! Every stored message that is not acknowledged is either in a run of [`spans`] (out, or to go out again), or at or
+//! Every stored message that is not acknowledged is either in a run of `spans` (out, or to go out again), or at or
 //! behind `next_new` (never leased by this leader). What must always hold:
 //! - a message is held by one consumer at a time, and goes back when its deadline passes;
 //! - a delivery count from 2 on is replicated before the message goes out;
 //! - an ack counts whoever held the message; an ack is never answered before it is applied;
 //! - messages that are out and not acknowledged are bounded, in number and in runs.
 //!
-//! Replication goes in rounds, one at a time: what comes up during a round is the next one. See [`replicate`].
+//! Replication goes in rounds, one at a time: what comes up during a round is the next one. See `replicate`.
 //! Volatile: after a change of leader it is built again from the partition, and what may still be out under the old
 //! leader is held back for one ack deadline.
 

@@ -337,7 +337,7 @@ impl Group {
         }
     }
 
-    pub(crate) fn to_replicate(&mut self) -> Option<Replicate> {
+    pub(crate) fn next_round(&mut self) -> Option<Replicate> {
         let replicate = self.deliveries.to_replicate()?;
         self.reign.round = Some(replicate.round);
         Some(replicate)

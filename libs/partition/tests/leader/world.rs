@@ -171,7 +171,7 @@ impl World {
     }
 
     fn round(&mut self, group: usize) {
-        if let Some(replicate) = self.groups[group].to_replicate() {
+        if let Some(replicate) = self.groups[group].next_round() {
             let payload = encode_commands(&replicate.commands).unwrap();
             let round = Some((group, replicate.round));
             self.in_flight.push_back(Entry::Commands { round, payload });
