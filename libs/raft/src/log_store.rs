@@ -125,7 +125,7 @@ impl LogStore {
     }
 
     /// Runs an operation that reports through a callback.
-    async fn durable(&self, start: impl FnOnce(&GroupLog, FlushDone)) -> io::Result<()> {
+    async fn durable(&self, start: impl FnOnce(&Arc<GroupLog>, FlushDone)) -> io::Result<()> {
         let (tell, told) = oneshot::channel();
         start(
             &self.log,
@@ -307,3 +307,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.durable(|log, done| log.purge(upto, done)).await
     }
 }
+
+#[cfg(test)]
+mod suite;

@@ -182,7 +182,7 @@ async fn checkpoint(cell: &Arc<Cell>, running: &Running) -> Option<(LogId, u64)>
 }
 
 /// Retention moved the first message; whole segments before it go.
-fn drop_messages(log: &ptah_segment_log::GroupLog, first: Sequence) {
+fn drop_messages(log: &Arc<ptah_segment_log::GroupLog>, first: Sequence) {
     if first > log.first_sequence() {
         log.drop_messages_before(first);
     }

@@ -9,7 +9,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use openraft::entry::RaftEntry;
 use ptah_partition::{BatchStamp, SessionNumber};
 use ptah_segment_log::{Frame, FrameKind, crc32c};
-use ptah_types::{LogId, LogIndex, RaftGroupId, Sequence, SessionId, Term, Timestamp};
+use ptah_types::{LogId, LogIndex, RaftGroupId, Sequence, SessionId, Timestamp};
 
 use crate::types::{Entry, EntryPayload, HomeNode, Membership, log_id, raft_log_id};
 
@@ -302,3 +302,6 @@ fn read_list<T>(
     }
     (0..count).map(|_| read(input)).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -131,3 +131,6 @@ pub(crate) fn decode_entries(
     }
     Ok(entries)
 }
+
+#[cfg(test)]
+mod tests;
