@@ -175,11 +175,6 @@ impl Group {
                     .held
                     .retain(|_, held| held.0 != Some(ConsumerId(consumer)));
             }
-            Step::FailRound { .. } => {
-                if let Some(round) = self.reign.round.take() {
-                    self.deliveries.failed(round);
-                }
-            }
             other => panic!("not a step of a group: {other:?}"),
         }
     }
@@ -335,6 +330,12 @@ impl Group {
             );
             self.answered.insert(place);
         }
+    }
+
+    pub(crate) fn fail_round(&mut self) -> Option<Round> {
+        let round = self.reign.round.take()?;
+        self.deliveries.failed(round);
+        Some(round)
     }
 
     pub(crate) fn next_round(&mut self) -> Option<Replicate> {

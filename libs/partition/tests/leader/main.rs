@@ -106,8 +106,10 @@ enum Step {
     Round {
         group: usize,
     },
+    /// A round is given up; it was lost, or nobody was told that it was applied.
     FailRound {
         group: usize,
+        lost: bool,
     },
     ChangeLeader {
         keep: usize,
@@ -150,7 +152,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (group(), any::<usize>()).prop_map(|(group, pick)| Step::Recall { group, pick }),
         1 => (group(), consumer()).prop_map(|(group, consumer)| Step::Detach { group, consumer }),
         8 => group().prop_map(|group| Step::Round { group }),
-        1 => group().prop_map(|group| Step::FailRound { group }),
+        1 => (group(), any::<bool>()).prop_map(|(group, lost)| Step::FailRound { group, lost }),
         4 => (0_u64..900).prop_map(|millis| Step::Pass { millis }),
     ];
     let other = prop_oneof![

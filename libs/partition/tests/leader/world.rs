@@ -80,6 +80,7 @@ impl World {
             Step::Clock(wall) => self.wall = wall,
             Step::Pass { millis } => self.pass(millis),
             Step::Round { group } => self.round(group),
+            Step::FailRound { group, lost } => self.fail_round(group, lost),
             Step::Flow {
                 group,
                 consumer,
@@ -100,8 +101,7 @@ impl World {
             | Step::Extend { group, .. }
             | Step::Release { group, .. }
             | Step::Recall { group, .. }
-            | Step::Detach { group, .. }
-            | Step::FailRound { group } => self.groups[group].step(step, &self.partition, self.now),
+            | Step::Detach { group, .. } => self.groups[group].step(step, &self.partition, self.now),
         }
     }
 
@@ -175,6 +175,14 @@ impl World {
             let payload = encode_commands(&replicate.commands).unwrap();
             let round = Some((group, replicate.round));
             self.in_flight.push_back(Entry::Commands { round, payload });
+        }
+    }
+
+    fn fail_round(&mut self, group: usize, lost: bool) {
+        let failed = self.groups[group].fail_round();
+        if lost && let Some(failed) = failed {
+            let failed = |entry: &Entry| matches!(entry, Entry::Commands { round, .. } if *round == Some((group, failed)));
+            self.in_flight.retain(|entry| !failed(entry));
         }
     }
 
