@@ -132,7 +132,10 @@ impl FrameHeader {
     pub(crate) fn of(frame: &Frame) -> Self {
         let mut fields = frame.clone();
         fields.payload = Bytes::new();
-        Self { frame: fields, payload_len: frame.payload.len() }
+        Self {
+            frame: fields,
+            payload_len: frame.payload.len(),
+        }
     }
 
     /// The header's bytes.

@@ -34,7 +34,8 @@ mod wal;
 pub use codec::crc32c;
 pub use disk::{DirEntry, Disk, DiskFile, DiskLock, DiskSpace};
 pub use error::{
-    AppendRefused, CheckpointError, Damage, FlushDone, GroupError, InstallError, OpenError, ReadError, RefusedReason,
+    AppendRefused, CheckpointError, Damage, FlushDone, GroupError, InstallError, OpenError, ReadError,
+    RefusedReason,
 };
 pub use frame::{FRAME_HEADER_LEN, Frame, FrameError, FrameHeader, FrameKind};
 pub use group::{GroupLog, Install};
@@ -45,5 +46,6 @@ pub use sim::{SimDisk, SimFault, SimOp};
 pub use store::{Drivers, Store};
 pub use types::{
     Checkpoint, CommitOutcome, GroupCondition, GroupInfo, GroupSpec, Identity, LargeOutcome, Manifest,
-    ManifestSegment, MissingRange, Pressure, RoundLimit, RoundReport, SegmentSummary, Space, Stats, VoteRecord, Work,
+    ManifestSegment, MissingRange, Pressure, RoundLimit, RoundReport, SegmentSummary, Space, Stats,
+    VoteRecord, Work,
 };

@@ -2,15 +2,18 @@
 
 use bytes::Bytes;
 use ptah_types::{
-    ClusterId, LogId, LogIndex, NodeId, PartitionKey, PartitionNumber, RaftGroupId, ReplicaId, Sequence, StationId, Term,
-    Timestamp,
+    ClusterId, LogId, LogIndex, NodeId, PartitionKey, PartitionNumber, RaftGroupId, ReplicaId, Sequence,
+    StationId, Term, Timestamp,
 };
 
 use crate::types::{GroupSpec, Identity};
 use crate::{Frame, FrameKind, crc32c};
 
 pub(crate) fn identity() -> Identity {
-    Identity { cluster: ClusterId::from_bytes([7; 16]).unwrap(), node: NodeId::new(1).unwrap() }
+    Identity {
+        cluster: ClusterId::from_bytes([7; 16]).unwrap(),
+        node: NodeId::new(1).unwrap(),
+    }
 }
 
 pub(crate) fn group_id(number: u64) -> RaftGroupId {
@@ -31,11 +34,17 @@ pub(crate) fn spec(group: u64, segment_bytes: u64) -> GroupSpec {
 }
 
 pub(crate) fn log_id(term: u64, index: u64) -> LogId {
-    LogId { term: Term(term), index: LogIndex(index) }
+    LogId {
+        term: Term(term),
+        index: LogIndex(index),
+    }
 }
 
 fn bytes(index: u64, term: u64, len: usize) -> Bytes {
-    (0..len).map(|n| (n as u64 ^ index.wrapping_mul(31) ^ (term << 3)) as u8).collect::<Vec<u8>>().into()
+    (0..len)
+        .map(|n| (n as u64 ^ index.wrapping_mul(31) ^ (term << 3)) as u8)
+        .collect::<Vec<u8>>()
+        .into()
 }
 
 /// A batch of group 1.
@@ -47,10 +56,24 @@ pub(crate) fn batch_of(group: u64, term: u64, index: u64, base: u64, count: u32,
     let payload = bytes(index, term, len);
     let crc = crc32c(&payload);
     let time = Timestamp(1_000 * index);
-    Frame::batch(group_id(group), log_id(term, index), time, Sequence::new(base).unwrap(), count, payload, crc)
+    Frame::batch(
+        group_id(group),
+        log_id(term, index),
+        time,
+        Sequence::new(base).unwrap(),
+        count,
+        payload,
+        crc,
+    )
 }
 
 pub(crate) fn command_of(group: u64, term: u64, index: u64, len: usize) -> Frame {
     let time = Timestamp(1_000 * index);
-    Frame::plain(FrameKind::Command, group_id(group), log_id(term, index), time, bytes(index, term, len))
+    Frame::plain(
+        FrameKind::Command,
+        group_id(group),
+        log_id(term, index),
+        time,
+        bytes(index, term, len),
+    )
 }

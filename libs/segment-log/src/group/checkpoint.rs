@@ -52,7 +52,10 @@ impl CheckpointFiles {
 
     pub(crate) fn parse_name(name: &str) -> Option<LogId> {
         let (index, term) = name.strip_prefix("ckpt-")?.split_once('-')?;
-        Some(LogId { term: Term(term.parse().ok()?), index: LogIndex(index.parse().ok()?) })
+        Some(LogId {
+            term: Term(term.parse().ok()?),
+            index: LogIndex(index.parse().ok()?),
+        })
     }
 
     /// Header and manifest.
@@ -96,18 +99,28 @@ impl CheckpointFiles {
         Self::decode_inner(bytes, cluster, group).ok()?
     }
 
-    fn decode_inner(bytes: &Bytes, cluster: &ClusterId, group: RaftGroupId) -> Result<Option<Checkpoint>, Short> {
+    fn decode_inner(
+        bytes: &Bytes,
+        cluster: &ClusterId,
+        group: RaftGroupId,
+    ) -> Result<Option<Checkpoint>, Short> {
         let mut reader = Reader::new(bytes);
         let (magic, crc, format) = (reader.u64()?, reader.u32()?, reader.u32()?);
         let owner = reader.take(16)?;
         let found_group = reader.u64()?;
-        let at = LogId { term: Term(reader.u64()?), index: LogIndex(reader.u64()?) };
+        let at = LogId {
+            term: Term(reader.u64()?),
+            index: LogIndex(reader.u64()?),
+        };
         let next_sequence = Sequence::new(reader.u64()?);
         let count = usize::try_from(reader.u64()?).map_err(|_| Short)?;
         let state_len = usize::try_from(reader.u64()?).map_err(|_| Short)?;
         let state_crc = reader.u32()?;
         reader.take(12)?;
-        let head_len = count.checked_mul(ENTRY_LEN).and_then(|len| len.checked_add(HEADER_LEN)).ok_or(Short)?;
+        let head_len = count
+            .checked_mul(ENTRY_LEN)
+            .and_then(|len| len.checked_add(HEADER_LEN))
+            .ok_or(Short)?;
         let head = bytes.get(..head_len).ok_or(Short)?;
         let ours = owner == cluster.as_bytes() && found_group == group.get();
         if magic != MAGIC || format != FORMAT || !ours || crc != crc32c(&head[12..]) {
@@ -115,23 +128,37 @@ impl CheckpointFiles {
         }
         let mut segments = Vec::new();
         for _ in 0..count {
-            let Some(segment) = Self::decode_segment(&mut reader)? else { return Ok(None) };
+            let Some(segment) = Self::decode_segment(&mut reader)? else {
+                return Ok(None);
+            };
             segments.push(segment);
         }
         let state = bytes.slice_ref(reader.take(state_len)?);
         let complete = reader.rest().is_empty() && crc32c(&state) == state_crc;
-        Ok(complete.then_some(Checkpoint { at, state, manifest: Manifest { segments, next_sequence } }))
+        Ok(complete.then_some(Checkpoint {
+            at,
+            state,
+            manifest: Manifest {
+                segments,
+                next_sequence,
+            },
+        }))
     }
 
     fn decode_segment(reader: &mut Reader<'_>) -> Result<Option<ManifestSegment>, Short> {
         let first_index = LogIndex(reader.u64()?);
-        let last = LogId { term: Term(reader.u64()?), index: LogIndex(reader.u64()?) };
+        let last = LogId {
+            term: Term(reader.u64()?),
+            index: LogIndex(reader.u64()?),
+        };
         let (first_sequence, next_sequence) = (Sequence::new(reader.u64()?), Sequence::new(reader.u64()?));
         let length = reader.u64()?;
         let crc = reader.u64()? as u32;
         let (first_timestamp, last_timestamp) = (Timestamp(reader.u64()?), Timestamp(reader.u64()?));
         reader.take(ENTRY_LEN - 72)?;
-        let (Some(first_sequence), Some(next_sequence)) = (first_sequence, next_sequence) else { return Ok(None) };
+        let (Some(first_sequence), Some(next_sequence)) = (first_sequence, next_sequence) else {
+            return Ok(None);
+        };
         Ok(Some(ManifestSegment {
             first_index,
             last,
@@ -161,7 +188,11 @@ impl GroupLog {
         let checkpoint = Checkpoint { at, state, manifest };
         let head = CheckpointFiles::encode_head(&self.shared.identity.cluster, self.spec.group, &checkpoint);
         let dir = data_dir(&self.dir, dir_number);
-        replace_file(&*self.shared.disk, &dir.join(CheckpointFiles::name(at)), &[&head, &checkpoint.state])?;
+        replace_file(
+            &*self.shared.disk,
+            &dir.join(CheckpointFiles::name(at)),
+            &[&head, &checkpoint.state],
+        )?;
         crate::store::count(&self.shared.counters.file_syncs, 1);
         let mut group = self.state.lock();
         group.checkpoint = group.checkpoint.max(Some(at));
@@ -175,16 +206,28 @@ impl GroupLog {
     fn check_checkpoint(&self, at: LogId) -> Result<(), CheckpointError> {
         let state = self.state.lock();
         if state.flushed < Some(at) {
-            return Err(CheckpointError::AheadOfLog { at, flushed: state.flushed });
+            return Err(CheckpointError::AheadOfLog {
+                at,
+                flushed: state.flushed,
+            });
         }
         if state.installing {
-            return Err(CheckpointError::NotInLog { at, what: "a snapshot is being installed" });
+            return Err(CheckpointError::NotInLog {
+                at,
+                what: "a snapshot is being installed",
+            });
         }
         if state.checkpoint.is_some_and(|newest| newest > at) {
-            return Err(CheckpointError::NotInLog { at, what: "a newer checkpoint exists" });
+            return Err(CheckpointError::NotInLog {
+                at,
+                what: "a newer checkpoint exists",
+            });
         }
         if state.log_id_at(at.index) != Some(at) {
-            return Err(CheckpointError::NotInLog { at, what: "the log has no such entry" });
+            return Err(CheckpointError::NotInLog {
+                at,
+                what: "the log has no such entry",
+            });
         }
         Ok(())
     }
@@ -193,17 +236,30 @@ impl GroupLog {
     fn manifest(&self, at: LogId) -> Result<(Manifest, u64), ReadError> {
         let (segments, dir_number, next) = {
             let state = self.state.lock();
-            let first = state.messages.segments.iter().take_while(|segment| segment.first_index <= at.index);
-            (first.cloned().collect::<Vec<_>>(), state.dir_number, state.next_sequence())
+            let first = state
+                .messages
+                .segments
+                .iter()
+                .take_while(|segment| segment.first_index <= at.index);
+            (
+                first.cloned().collect::<Vec<_>>(),
+                state.dir_number,
+                state.next_sequence(),
+            )
         };
-        let mut manifest = Manifest { segments: Vec::new(), next_sequence: None };
+        let mut manifest = Manifest {
+            segments: Vec::new(),
+            next_sequence: None,
+        };
         for segment in segments {
             let sum = self.sum_up_to(dir_number, &segment, at.index)?;
             if let Some(kept) = self.state.lock().messages.find_mut(segment.first_index) {
                 kept.sum = sum;
             }
-            let (Some(first), Some(next)) = (Sequence::new(segment.first_sequence), Sequence::new(sum.next_sequence))
-            else {
+            let (Some(first), Some(next)) = (
+                Sequence::new(segment.first_sequence),
+                Sequence::new(sum.next_sequence),
+            ) else {
                 continue;
             };
             manifest.next_sequence = Some(next);
@@ -221,14 +277,23 @@ impl GroupLog {
         if manifest.segments.is_empty() {
             // No message is at or below `at`, so the next one is the first that the log still has, or will have.
             let state = self.state.lock();
-            let first = state.messages.segments.front().map(|segment| segment.first_sequence);
+            let first = state
+                .messages
+                .segments
+                .front()
+                .map(|segment| segment.first_sequence);
             manifest.next_sequence = first.and_then(Sequence::new).or(Some(next));
         }
         Ok((manifest, dir_number))
     }
 
     /// Continues a segment's checksum over the frames up to `upto`. Reads only what was added since the last checkpoint.
-    fn sum_up_to(&self, dir_number: u64, segment: &crate::segment::Segment, upto: LogIndex) -> Result<Sum, ReadError> {
+    fn sum_up_to(
+        &self,
+        dir_number: u64,
+        segment: &crate::segment::Segment,
+        upto: LogIndex,
+    ) -> Result<Sum, ReadError> {
         let mut sum = segment.sum;
         if sum.length > 0 && sum.last.index > upto {
             sum = Sum::default();
@@ -303,7 +368,9 @@ impl GroupLog {
             }
             match self.load(&path) {
                 Ok(mut checkpoint) => {
-                    let kept = |segment: &ManifestSegment| first_segment.is_none_or(|first| segment.first_index >= first);
+                    let kept = |segment: &ManifestSegment| {
+                        first_segment.is_none_or(|first| segment.first_index >= first)
+                    };
                     checkpoint.manifest.segments.retain(kept);
                     return Ok(Some(checkpoint));
                 }
@@ -323,7 +390,8 @@ impl GroupLog {
             (Some(_), None) if !needed => Ok(None),
             (Some(purged), None) => {
                 let expected = dir.join(CheckpointFiles::name(purged));
-                let what = format!("the log is purged up to {purged}, but there is no checkpoint at or behind it");
+                let what =
+                    format!("the log is purged up to {purged}, but there is no checkpoint at or behind it");
                 Err(Damage::new(expected, 0, what).into())
             }
         }

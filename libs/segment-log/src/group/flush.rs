@@ -13,7 +13,7 @@ use ptah_types::LogIndex;
 use super::GroupLog;
 use super::meta::{MetaImage, data_dir, slot_name};
 use super::state::Cut;
-use crate::disk::DiskFile;
+use crate::disk::{DiskFile, replace_file};
 use crate::segment::{SegmentName, StreamKind, file_offset};
 use crate::store::count;
 use crate::{Frame, ReadError};
@@ -41,6 +41,7 @@ struct Plan {
     cuts: Vec<Cut>,
     image: MetaImage,
     dir_number: u64,
+    in_place: bool,
 }
 
 /// Most bytes of one write.
@@ -93,7 +94,15 @@ impl GroupLog {
         let image = state.image(&self.spec, wal_seq);
         let cuts = state.take_cuts();
         state.dirty = false;
-        Ok(Ok(Plan { pieces, cuts, image, dir_number: state.dir_number }))
+        // The log keeps the record behind the older slot until the new one is durable: it proves a torn one harmless.
+        let in_place = !state.wal_files.is_empty();
+        Ok(Ok(Plan {
+            pieces,
+            cuts,
+            image,
+            dir_number: state.dir_number,
+            in_place,
+        }))
     }
 
     fn run_flush(&self, plan: Plan) -> io::Result<u64> {
@@ -118,7 +127,7 @@ impl GroupLog {
         if !plan.pieces.is_empty() {
             self.shared.disk.sync_dir(&data_dir(&self.dir, plan.dir_number))?;
         }
-        self.write_meta(&plan.image)?;
+        self.write_meta(&plan.image, plan.in_place)?;
         Ok(bytes)
     }
 
@@ -158,7 +167,12 @@ impl GroupLog {
 
     /// Opens a segment's file; makes it with its header block when it was not made yet. The caller holds `io`.
     pub(super) fn segment_file(&self, name: &SegmentName) -> io::Result<Arc<dyn DiskFile>> {
-        let known = self.state.lock().stream(name.kind).find(name.first).map(|segment| segment.exists);
+        let known = self
+            .state
+            .lock()
+            .stream(name.kind)
+            .find(name.first)
+            .map(|segment| segment.exists);
         // Not known: it was truncated meanwhile; a cut will follow.
         let exists = match known {
             Some(exists) => exists,
@@ -188,7 +202,12 @@ impl GroupLog {
                     Err(error) => return Err(error.into()),
                 },
                 None => {
-                    let made = self.state.lock().stream(cut.kind).find(cut.segment).is_some_and(|s| s.exists);
+                    let made = self
+                        .state
+                        .lock()
+                        .stream(cut.kind)
+                        .find(cut.segment)
+                        .is_some_and(|s| s.exists);
                     if !made {
                         self.remove(&name.path)?;
                     }
@@ -207,18 +226,28 @@ impl GroupLog {
         }
     }
 
-    /// Writes a meta slot; durable when this returns. The caller holds `io`.
-    pub(super) fn write_meta(&self, image: &MetaImage) -> io::Result<()> {
+    /// Writes a meta slot; durable when this returns. Not `in_place` the old slot stays until the new one is complete, for
+    /// one sync more. The caller holds `io`.
+    pub(super) fn write_meta(&self, image: &MetaImage, in_place: bool) -> io::Result<()> {
+        let disk = &*self.shared.disk;
         let path = self.dir.join(slot_name(image.version));
         let bytes = image.encode(&self.shared.identity);
-        let is_new = !self.shared.disk.exists(&path)?;
-        let file = self.shared.disk.create(&path)?;
-        file.write_at(&mut [IoSlice::new(&bytes)], 0)?;
-        file.sync_data()?;
-        if is_new {
-            self.shared.disk.sync_dir(&self.dir)?;
-        }
         count(&self.shared.counters.file_syncs, 1);
+        if !in_place || !disk.exists(&path)? {
+            return replace_file(disk, &path, &[&bytes]);
+        }
+        let file = disk.create(&path)?;
+        file.write_at(&mut [IoSlice::new(&bytes)], 0)?;
+        file.sync_data()
+    }
+
+    /// Replaces a slot that is lost by one that says the same as the other.
+    pub(crate) fn rewrite_meta(&self) -> io::Result<()> {
+        let _io = self.io.lock();
+        let wal_seq = self.shared.completed_seq.load(Ordering::Acquire);
+        let image = self.state.lock().image(&self.spec, wal_seq);
+        self.write_meta(&image, false)?;
+        self.state.lock().meta_version = image.version;
         Ok(())
     }
 
@@ -230,18 +259,7 @@ impl GroupLog {
         while state.wal_files.front().is_some_and(|(_, last)| *last <= record) {
             state.wal_files.pop_front();
         }
-        // A segment is written up to its first frame that is only in memory.
-        let waiting: Vec<_> = state.tail.iter().filter(|entry| !entry.in_segment).map(|entry| entry.place).collect();
-        for kind in [StreamKind::Messages, StreamKind::Commands] {
-            for segment in state.stream_mut(kind).segments.iter_mut().rev() {
-                let first = waiting.iter().find(|place| place.kind == kind && place.segment == segment.first_index);
-                let written = first.map_or(segment.length, |place| place.position);
-                if segment.written == written && first.is_none() {
-                    break;
-                }
-                segment.written = written;
-            }
-        }
+        state.update_written();
         self.account(&mut state);
     }
 

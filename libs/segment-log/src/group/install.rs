@@ -72,13 +72,18 @@ fn check_manifest(checkpoint: &Checkpoint) -> Result<(), InstallError> {
         let inside = segment.first_index <= segment.last.index && segment.last.index <= checkpoint.at.index;
         let filled = segment.length > 0 && segment.first_sequence < segment.next_sequence;
         if !ordered || !inside || !filled {
-            return Err(invalid(format!("segment {} contradicts the manifest", segment.first_index)));
+            return Err(invalid(format!(
+                "segment {} contradicts the manifest",
+                segment.first_index
+            )));
         }
         before = Some(segment);
     }
     let next = before.map(|last| last.next_sequence);
     if next.is_some() && next != checkpoint.manifest.next_sequence {
-        return Err(invalid("the next sequence is not the end of the last segment".to_owned()));
+        return Err(invalid(
+            "the next sequence is not the end of the last segment".to_owned(),
+        ));
     }
     Ok(())
 }
@@ -90,16 +95,27 @@ impl GroupLog {
         check_manifest(&checkpoint)?;
         // Segments that are reused must be complete on disk.
         if self.flush()? == Flushed::NotYet {
-            let error = io::Error::new(io::ErrorKind::WouldBlock, "a truncation or purge is not durable yet; try again");
+            let error = io::Error::new(
+                io::ErrorKind::WouldBlock,
+                "a truncation or purge is not durable yet; try again",
+            );
             return Err(error.into());
         }
         let dir_number = {
             let state = self.state.lock();
-            if state.purged.is_some_and(|purged| checkpoint.at.index <= purged.index) {
-                return Err(invalid(format!("the log is purged up to {:?} already", state.purged)));
+            if state
+                .purged
+                .is_some_and(|purged| checkpoint.at.index <= purged.index)
+            {
+                return Err(invalid(format!(
+                    "the log is purged up to {:?} already",
+                    state.purged
+                )));
             }
             if state.installing || state.dropped {
-                return Err(invalid("another snapshot is being switched to, or the group was dropped".to_owned()));
+                return Err(invalid(
+                    "another snapshot is being switched to, or the group was dropped".to_owned(),
+                ));
             }
             state.dir_number + 1
         };
@@ -111,11 +127,24 @@ impl GroupLog {
         }
         disk.create_dir_all(&dir)?;
         disk.sync_dir(&self.dir)?;
-        let mut install = Install { group: self.clone(), checkpoint, dir, dir_number, staged: BTreeMap::new() };
+        let mut install = Install {
+            group: self.clone(),
+            checkpoint,
+            dir,
+            dir_number,
+            staged: BTreeMap::new(),
+        };
         for manifest in install.checkpoint.manifest.segments.clone() {
             let name = self.segment_name(dir_number, StreamKind::Messages, manifest.first_index);
             let crc = RunningCrc::default();
-            let mut staged = Staged { manifest, name, file: None, received: 0, crc, complete: false };
+            let mut staged = Staged {
+                manifest,
+                name,
+                file: None,
+                received: 0,
+                crc,
+                complete: false,
+            };
             self.reuse(&mut staged);
             install.staged.insert(manifest.first_index, staged);
         }
@@ -129,13 +158,23 @@ impl GroupLog {
             let state = self.state.lock();
             let open = state.messages.segments.back().map(|segment| segment.first_index);
             let found = state.messages.find(manifest.first_index);
-            found.map(|segment| (segment.clone(), state.dir_number, open != Some(segment.first_index)))
+            found.map(|segment| {
+                (
+                    segment.clone(),
+                    state.dir_number,
+                    open != Some(segment.first_index),
+                )
+            })
         };
-        let Some((segment, dir_number, sealed)) = local.filter(|(local, ..)| local.written >= manifest.length) else {
+        let Some((segment, dir_number, sealed)) =
+            local.filter(|(local, ..)| local.written >= manifest.length)
+        else {
             return;
         };
         let from = self.segment_name(dir_number, StreamKind::Messages, manifest.first_index);
-        let same = self.range_crc(&from, manifest.length).is_ok_and(|crc| crc == manifest.crc);
+        let same = self
+            .range_crc(&from, manifest.length)
+            .is_ok_and(|crc| crc == manifest.crc);
         if !same {
             return;
         }
@@ -175,7 +214,9 @@ impl GroupLog {
 
     fn install_refused(&self, state: &GroupState, at: LogId) -> Option<InstallError> {
         if state.installing || state.dropped {
-            return Some(invalid("another snapshot is being switched to, or the group was dropped".to_owned()));
+            return Some(invalid(
+                "another snapshot is being switched to, or the group was dropped".to_owned(),
+            ));
         }
         let behind = state.purged.is_some_and(|purged| at.index <= purged.index);
         behind.then(|| invalid(format!("the log was purged up to {:?} meanwhile", state.purged)))
@@ -203,7 +244,11 @@ impl Install {
         };
         let end = offset + bytes.len() as u64;
         if offset != staged.received || end > staged.manifest.length {
-            return Err(InstallError::OutOfOrder { segment, expected: staged.received, found: offset });
+            return Err(InstallError::OutOfOrder {
+                segment,
+                expected: staged.received,
+                found: offset,
+            });
         }
         let file = match &staged.file {
             Some(file) => file.clone(),
@@ -242,7 +287,8 @@ impl Install {
         }
         let group = self.group.clone();
         group.shared.check_failed()?;
-        let head = CheckpointFiles::encode_head(&group.shared.identity.cluster, group.spec.group, &self.checkpoint);
+        let head =
+            CheckpointFiles::encode_head(&group.shared.identity.cluster, group.spec.group, &self.checkpoint);
         let path = self.dir.join(CheckpointFiles::name(self.checkpoint.at));
         replace_file(&*group.shared.disk, &path, &[&head, &self.checkpoint.state])?;
         group.shared.disk.sync_dir(&self.dir)?;
@@ -256,7 +302,11 @@ impl Install {
         state.installing = true;
         let after = state.next_record - 1;
         drop(state);
-        let job = InstallJob { install: self, after, done };
+        let job = InstallJob {
+            install: self,
+            after,
+            done,
+        };
         group.shared.large.push_item(LargeItem::Install(Box::new(job)));
         group.shared.wake(Work::Large);
         Ok(())
@@ -282,14 +332,20 @@ impl Install {
         let image = {
             let state = group.state.lock();
             fresh.durable_vote = state.durable_vote;
-            fresh.durable_committed = state.durable_committed.max(Some(self.checkpoint.at)).min(fresh.last);
+            fresh.durable_committed = state
+                .durable_committed
+                .max(Some(self.checkpoint.at))
+                .min(fresh.last);
             fresh.durable_record = state.durable_record;
             fresh.meta_version = state.meta_version;
             fresh.image(&group.spec, wal_seq)
         };
         for version in [image.version, image.version + 1] {
-            let image = MetaImage { version, ..image.clone() };
-            group.write_meta(&image).map_err(SwitchError::Unknown)?;
+            let image = MetaImage {
+                version,
+                ..image.clone()
+            };
+            group.write_meta(&image, false).map_err(SwitchError::Unknown)?;
         }
         let mut state = group.state.lock();
         let old_dir = data_dir(&group.dir, state.dir_number);
@@ -325,7 +381,9 @@ impl Install {
             let state = group.state.lock();
             (state.last, state.log_id_at(at.index) == Some(at))
         };
-        let Some(last) = last.filter(|last| same && last.index > at.index) else { return Ok(()) };
+        let Some(last) = last.filter(|last| same && last.index > at.index) else {
+            return Ok(());
+        };
         let mut next = at.index.next();
         let mut files: BTreeMap<PathBuf, Arc<dyn DiskFile>> = BTreeMap::new();
         while next <= last.index {
@@ -347,11 +405,15 @@ impl Install {
         frame: Frame,
     ) -> io::Result<()> {
         let kind = StreamKind::of(&frame);
-        fresh.check(&self.group.spec, std::slice::from_ref(&frame)).map_err(io::Error::other)?;
+        fresh
+            .check(&self.group.spec, std::slice::from_ref(&frame))
+            .map_err(io::Error::other)?;
         let header = frame.encode_header();
         let payload = frame.payload.clone();
         fresh.push_len(frame, (header.len() + payload.len()) as u64, 0, true);
-        let Some(place) = fresh.tail.iter().next_back().map(|entry| entry.place) else { return Ok(()) };
+        let Some(place) = fresh.tail.iter().next_back().map(|entry| entry.place) else {
+            return Ok(());
+        };
         let name = self.group.segment_name(self.dir_number, kind, place.segment);
         let file = match files.get(&name.path) {
             Some(file) => file.clone(),
@@ -368,7 +430,10 @@ impl Install {
                 file
             }
         };
-        file.write_at(&mut [IoSlice::new(&header), IoSlice::new(&payload)], file_offset(place.position))?;
+        file.write_at(
+            &mut [IoSlice::new(&header), IoSlice::new(&payload)],
+            file_offset(place.position),
+        )?;
         fresh.tail.trim(0, 0);
         if let Some(segment) = fresh.stream_mut(kind).find_mut(place.segment) {
             segment.written = segment.length;
@@ -417,7 +482,11 @@ impl Install {
         state.damage.clear();
         state.meta_version = image.version + 1;
         state.covered = image.record;
-        while state.wal_files.front().is_some_and(|(_, last)| *last <= image.record) {
+        while state
+            .wal_files
+            .front()
+            .is_some_and(|(_, last)| *last <= image.record)
+        {
             state.wal_files.pop_front();
         }
         state.generation += 1;
@@ -451,7 +520,8 @@ impl Staged {
             let fields = header.fields();
             let offset = file_offset(at) + crate::FRAME_HEADER_LEN as u64;
             let payload = crate::disk::read_up_to(file, offset, header.payload_len())?;
-            let ordered = last.is_none_or(|last: LogId| last.index < fields.index && last.term <= fields.term);
+            let ordered =
+                last.is_none_or(|last: LogId| last.index < fields.index && last.term <= fields.term);
             let ours = fields.group == self.name.group && fields.base_sequence == Some(next);
             if !ordered || !ours || crc32c(&payload) != fields.payload_crc {
                 return Err(damaged(format!("frame {} does not fit", fields.index)));
@@ -460,8 +530,14 @@ impl Staged {
             last = Some(fields.log_id());
             at += header.encoded_len() as u64;
         }
-        let complete = at == self.manifest.length && last == Some(self.manifest.last) && next == self.manifest.next_sequence;
-        if complete { Ok(()) } else { Err(damaged("it ends elsewhere than the manifest says".to_owned())) }
+        let complete = at == self.manifest.length
+            && last == Some(self.manifest.last)
+            && next == self.manifest.next_sequence;
+        if complete {
+            Ok(())
+        } else {
+            Err(damaged("it ends elsewhere than the manifest says".to_owned()))
+        }
     }
 
     fn segment(&self) -> Segment {

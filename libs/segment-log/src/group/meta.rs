@@ -20,8 +20,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use ptah_types::{
-    ClusterId, LogId, LogIndex, NodeId, PartitionKey, PartitionNumber, RaftGroupId, ReplicaId, StationId, TenantName,
-    Term, Timestamp,
+    ClusterId, LogId, LogIndex, NodeId, PartitionKey, PartitionNumber, RaftGroupId, ReplicaId, StationId,
+    TenantName, Term, Timestamp,
 };
 
 use crate::codec::{Reader, Short, crc32c, put_u32, put_u64};
@@ -54,7 +54,11 @@ pub(crate) struct MetaImage {
 
 /// File name of the slot that a version goes to.
 pub(crate) fn slot_name(version: u64) -> &'static str {
-    if version.is_multiple_of(2) { "meta.a" } else { "meta.b" }
+    if version.is_multiple_of(2) {
+        "meta.a"
+    } else {
+        "meta.b"
+    }
 }
 
 struct Writer(Vec<u8>);
@@ -94,7 +98,10 @@ impl Writer {
 }
 
 fn log_id(reader: &mut Reader<'_>) -> Result<LogId, Short> {
-    Ok(LogId { term: Term(reader.u64()?), index: LogIndex(reader.u64()?) })
+    Ok(LogId {
+        term: Term(reader.u64()?),
+        index: LogIndex(reader.u64()?),
+    })
 }
 
 fn optional(reader: &mut Reader<'_>) -> Result<Option<LogId>, Short> {
@@ -217,20 +224,33 @@ impl MetaImage {
         let len = usize::try_from(reader.u64()?).map_err(|_| Short)?;
         let tenant = std::str::from_utf8(reader.take(len)?).map_err(|_| Short)?;
         let parts = (|| {
-            let identity = Identity { cluster: ClusterId::from_bytes(cluster).ok()?, node: NodeId::new(node).ok()? };
+            let identity = Identity {
+                cluster: ClusterId::from_bytes(cluster).ok()?,
+                node: NodeId::new(node).ok()?,
+            };
             let key = PartitionKey {
                 tenant: TenantName::from_str(tenant).ok()?,
                 station: StationId::new(station).ok()?,
                 partition: PartitionNumber::new(partition).ok()?,
             };
             let (group, replica) = (RaftGroupId::new(group).ok()?, ReplicaId::new(replica).ok()?);
-            Some((identity, GroupSpec { group, replica, key, segment_bytes }))
+            Some((
+                identity,
+                GroupSpec {
+                    group,
+                    replica,
+                    key,
+                    segment_bytes,
+                },
+            ))
         })();
         Ok(parts)
     }
 
     fn decode_body(reader: &mut Reader<'_>, version: u64) -> Result<Option<(Identity, Self)>, Short> {
-        let Some((identity, spec)) = Self::decode_spec(reader)? else { return Ok(None) };
+        let Some((identity, spec)) = Self::decode_spec(reader)? else {
+            return Ok(None);
+        };
         let (record, wal_seq, dir_number, next_sequence) =
             (reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?);
         let voted = reader.u64()? == 1;

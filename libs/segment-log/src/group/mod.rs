@@ -24,8 +24,8 @@ use crate::store::Shared;
 use crate::types::{GroupCondition, GroupSpec, SegmentSummary, VoteRecord};
 use crate::wal::Effect;
 
-pub use install::Install;
 pub(crate) use flush::Flushed;
+pub use install::Install;
 pub(crate) use install::{InstallJob, SwitchError};
 pub(crate) use meta::{MetaImage, data_dir, slot_name};
 pub(crate) use queued::LargeJob;
@@ -43,7 +43,13 @@ pub struct GroupLog {
 
 impl GroupLog {
     pub(crate) fn new(spec: GroupSpec, dir: PathBuf, shared: Arc<Shared>, state: GroupState) -> Self {
-        Self { spec, dir, shared, state: Mutex::new(state), io: Mutex::new(()) }
+        Self {
+            spec,
+            dir,
+            shared,
+            state: Mutex::new(state),
+            io: Mutex::new(()),
+        }
     }
 
     /// What the group is.
@@ -135,9 +141,10 @@ impl GroupLog {
         let count = state.messages.segments.len();
         let mut out = Vec::with_capacity(count);
         for (number, segment) in state.messages.segments.iter().enumerate() {
-            let (Some(first_sequence), Some(next_sequence)) =
-                (Sequence::new(segment.first_sequence), Sequence::new(segment.next_sequence))
-            else {
+            let (Some(first_sequence), Some(next_sequence)) = (
+                Sequence::new(segment.first_sequence),
+                Sequence::new(segment.next_sequence),
+            ) else {
                 continue;
             };
             out.push(SegmentSummary {
@@ -209,7 +216,11 @@ impl GroupLog {
         use std::sync::atomic::Ordering::Relaxed;
         let shared = &self.shared;
         let crowded = shared.recent.load(Relaxed) > shared.options.recent_bytes;
-        let keep = if crowded { 0 } else { shared.options.recent_bytes_per_group };
+        let keep = if crowded {
+            0
+        } else {
+            shared.options.recent_bytes_per_group
+        };
         let durable = state.durable_record;
         state.tail.trim(keep, durable);
         let now = (state.tail.unflushed, state.tail.recent);
@@ -222,8 +233,12 @@ impl GroupLog {
 impl Drop for GroupLog {
     fn drop(&mut self) {
         let published = self.state.get_mut().tail.published;
-        self.shared.unflushed.fetch_sub(published.0, std::sync::atomic::Ordering::Relaxed);
-        self.shared.recent.fetch_sub(published.1, std::sync::atomic::Ordering::Relaxed);
+        self.shared
+            .unflushed
+            .fetch_sub(published.0, std::sync::atomic::Ordering::Relaxed);
+        self.shared
+            .recent
+            .fetch_sub(published.1, std::sync::atomic::Ordering::Relaxed);
     }
 }
 

@@ -53,7 +53,13 @@ impl GroupLog {
     fn submit(self: &Arc<Self>, state: &mut GroupState, op: Op) -> Option<Work> {
         let group = self.spec.group.get();
         let number = op.number;
-        let completion = |effect, done| Completion { group: self.clone(), number, effect, bytes: op.bytes, done };
+        let completion = |effect, done| Completion {
+            group: self.clone(),
+            number,
+            effect,
+            bytes: op.bytes,
+            done,
+        };
         let was_empty = match op.body {
             OpBody::Frames(frames) => {
                 let len = frames.iter().map(Frame::encoded_len).sum();
@@ -69,7 +75,17 @@ impl GroupLog {
                 state.large_outstanding = true;
                 let (group, after) = (self.clone(), state.barrier.min(number - 1));
                 let (bytes, effect, done) = (op.bytes, op.effect, op.done);
-                let job = LargeJob { group, number, frame, place, after, written: 0, effect, bytes, done };
+                let job = LargeJob {
+                    group,
+                    number,
+                    frame,
+                    place,
+                    after,
+                    written: 0,
+                    effect,
+                    bytes,
+                    done,
+                };
                 self.shared.large.push(job);
                 return Some(Work::Large);
             }
@@ -83,6 +99,7 @@ impl GroupLog {
         let mut state = self.state.lock();
         let number = job.number;
         state.tail.mark(|entry| entry.record == number);
+        state.update_written();
         state.large_outstanding = false;
         let record = Record::AppendLarge {
             segment: job.place.segment,
@@ -90,10 +107,18 @@ impl GroupLog {
             header: crate::FrameHeader::of(&job.frame),
         };
         let body = OpBody::Record(Box::new(record));
-        let op = Op { number, body, effect: job.effect, bytes: job.bytes, done: job.done };
+        let op = Op {
+            number,
+            body,
+            effect: job.effect,
+            bytes: job.bytes,
+            done: job.done,
+        };
         works.extend(self.submit(&mut state, op));
         while !state.large_outstanding {
-            let Some(op) = state.blocked.pop_front() else { break };
+            let Some(op) = state.blocked.pop_front() else {
+                break;
+            };
             works.extend(self.submit(&mut state, op));
         }
         self.account(&mut state);

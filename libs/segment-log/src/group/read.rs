@@ -44,7 +44,13 @@ fn plans(stream: &Stream, skip: usize) -> Vec<SegmentPlan> {
         written: segment.written,
         index: segment.index.clone(),
     };
-    stream.segments.iter().skip(skip).take(SEGMENTS).map(plan).collect()
+    // A segment of which nothing was written yet may have no file.
+    let written = stream
+        .segments
+        .iter()
+        .skip(skip)
+        .take_while(|segment| segment.written > 0);
+    written.take(SEGMENTS).map(plan).collect()
 }
 
 /// Collects frames up to a number of bytes; at least one.
@@ -55,7 +61,10 @@ struct Budget {
 
 impl Budget {
     fn new(max_bytes: u64) -> Self {
-        Self { left: max_bytes, frames: Vec::new() }
+        Self {
+            left: max_bytes,
+            frames: Vec::new(),
+        }
     }
 
     fn fits(&self, bytes: usize) -> bool {
@@ -89,9 +98,22 @@ struct StreamReader<'a> {
 }
 
 impl<'a> StreamReader<'a> {
-    fn new(group: &'a GroupLog, dir_number: u64, plans: Vec<SegmentPlan>, target: Target, max_bytes: u64) -> Self {
+    fn new(
+        group: &'a GroupLog,
+        dir_number: u64,
+        plans: Vec<SegmentPlan>,
+        target: Target,
+        max_bytes: u64,
+    ) -> Self {
         let chunk = max_bytes.clamp(64 << 10, 256 << 10) as usize;
-        Self { group, dir_number, rest: plans.into_iter(), open: None, target, chunk }
+        Self {
+            group,
+            dir_number,
+            rest: plans.into_iter(),
+            open: None,
+            target,
+            chunk,
+        }
     }
 
     fn before_target(&self, frame: &Frame) -> bool {
@@ -107,7 +129,9 @@ impl<'a> StreamReader<'a> {
             if self.open.is_none() && !self.open_next()? {
                 return Ok(None);
             }
-            let Some((cursor, index)) = &mut self.open else { return Ok(None) };
+            let Some((cursor, index)) = &mut self.open else {
+                return Ok(None);
+            };
             let Some(header) = cursor.peek()? else {
                 self.open = None;
                 continue;
@@ -126,7 +150,9 @@ impl<'a> StreamReader<'a> {
     }
 
     fn open_next(&mut self) -> Result<bool, ReadError> {
-        let Some(plan) = self.rest.next() else { return Ok(false) };
+        let Some(plan) = self.rest.next() else {
+            return Ok(false);
+        };
         let name = self.group.segment_name(self.dir_number, plan.kind, plan.first);
         let file = self.group.shared.files.open(&name)?;
         let start = plan.index.lock().seek(self.target);
@@ -174,16 +200,29 @@ impl GroupLog {
         self.from_memory(&state, from, to, max_bytes)
     }
 
-    fn from_memory(&self, state: &GroupState, from: LogIndex, to: LogIndex, max_bytes: u64) -> Option<Vec<Frame>> {
+    fn from_memory(
+        &self,
+        state: &GroupState,
+        from: LogIndex,
+        to: LogIndex,
+        max_bytes: u64,
+    ) -> Option<Vec<Frame>> {
         if state.tail.first_index().is_none_or(|first| first > from) {
             return None;
         }
         count(&self.shared.counters.reads_from_memory, 1);
-        let frames = state.tail.from_index(from).map(|entry| &entry.frame).take_while(|frame| frame.index < to);
+        let frames = state
+            .tail
+            .from_index(from)
+            .map(|entry| &entry.frame)
+            .take_while(|frame| frame.index < to);
         Some(Budget::new(max_bytes).collect(frames))
     }
 
-    #[expect(clippy::type_complexity, reason = "frames from memory, or the plan and the end of what is on disk")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "frames from memory, or the plan and the end of what is on disk"
+    )]
     fn plan_read(
         &self,
         from: LogIndex,
@@ -207,21 +246,38 @@ impl GroupLog {
         for kind in [StreamKind::Messages, StreamKind::Commands] {
             let stream = state.stream(kind);
             let some = plans(stream, stream.at_or_after(from));
-            if some.len() == SEGMENTS && let Some(last) = some.last() {
+            if some.len() == SEGMENTS
+                && let Some(last) = some.last()
+            {
                 end = end.min(last.last.next());
             }
             segments.extend(some);
         }
-        let plan = Plan { generation: state.generation, dir_number: state.dir_number, segments };
+        let plan = Plan {
+            generation: state.generation,
+            dir_number: state.dir_number,
+            segments,
+        };
         Ok(Err((plan, end)))
     }
 
-    fn read_log(&self, plan: Plan, from: LogIndex, to: LogIndex, max_bytes: u64) -> Result<Vec<Frame>, ReadError> {
+    fn read_log(
+        &self,
+        plan: Plan,
+        from: LogIndex,
+        to: LogIndex,
+        max_bytes: u64,
+    ) -> Result<Vec<Frame>, ReadError> {
         count(&self.shared.counters.reads_from_disk, 1);
         let dir = plan.dir_number;
-        let (messages, commands): (Vec<_>, Vec<_>) =
-            plan.segments.into_iter().partition(|segment| segment.kind == StreamKind::Messages);
-        let whole = messages.last().or(commands.last()).map(|segment| (segment.kind, segment.first));
+        let (messages, commands): (Vec<_>, Vec<_>) = plan
+            .segments
+            .into_iter()
+            .partition(|segment| segment.kind == StreamKind::Messages);
+        let whole = messages
+            .last()
+            .or(commands.last())
+            .map(|segment| (segment.kind, segment.first));
         let target = Target::Index(from);
         let mut readers = [
             StreamReader::new(self, dir, messages, target, max_bytes),
@@ -271,9 +327,14 @@ impl GroupLog {
     /// Batch frames that hold the messages `from..upto` (exclusive), from the frame that contains `from` on, until
     /// `max_bytes` would be exceeded; at least one when `from` exists. The caller bounds `upto` by what is applied. Blocks
     /// when the frames are not in memory.
-    pub fn read_messages(&self, from: Sequence, upto: Sequence, max_bytes: u64) -> Result<Vec<Frame>, ReadError> {
+    pub fn read_messages(
+        &self,
+        from: Sequence,
+        upto: Sequence,
+        max_bytes: u64,
+    ) -> Result<Vec<Frame>, ReadError> {
         for _ in 0..ATTEMPTS {
-            let plan = {
+            let (plan, upto) = {
                 let state = self.state.lock();
                 let first = Sequence::new(state.first_sequence()).unwrap_or(Sequence::FIRST);
                 if from < first {
@@ -285,7 +346,16 @@ impl GroupLog {
                 let segments = &state.messages.segments;
                 let skip = segments.partition_point(|segment| segment.next_sequence <= from.get());
                 let segments = plans(&state.messages, skip);
-                Plan { generation: state.generation, dir_number: state.dir_number, segments }
+                // From here on segments may have gaps that memory fills.
+                let upto = state.tail.first_sequence().map_or(upto, |first| upto.min(first));
+                (
+                    Plan {
+                        generation: state.generation,
+                        dir_number: state.dir_number,
+                        segments,
+                    },
+                    upto,
+                )
             };
             let generation = plan.generation;
             let result = self.read_message_files(plan, from, upto, max_bytes);
@@ -305,26 +375,46 @@ impl GroupLog {
         self.messages_from_memory(&state, from, upto, max_bytes)
     }
 
-    fn messages_from_memory(&self, state: &GroupState, from: Sequence, upto: Sequence, max: u64) -> Option<Vec<Frame>> {
+    fn messages_from_memory(
+        &self,
+        state: &GroupState,
+        from: Sequence,
+        upto: Sequence,
+        max: u64,
+    ) -> Option<Vec<Frame>> {
         if from >= upto || from.get() >= state.next_sequence {
             return Some(Vec::new());
         }
         let entries = state.tail.from_sequence(from.get())?;
         count(&self.shared.counters.reads_from_memory, 1);
-        let frames = entries.map(|entry| &entry.frame).filter(|frame| frame.base_sequence.is_some());
+        let frames = entries
+            .map(|entry| &entry.frame)
+            .filter(|frame| frame.base_sequence.is_some());
         let frames = frames.take_while(|frame| frame.base_sequence.is_some_and(|base| base < upto));
         Some(Budget::new(max).collect(frames))
     }
 
-    fn read_message_files(&self, plan: Plan, from: Sequence, upto: Sequence, max: u64) -> Result<Vec<Frame>, ReadError> {
+    fn read_message_files(
+        &self,
+        plan: Plan,
+        from: Sequence,
+        upto: Sequence,
+        max: u64,
+    ) -> Result<Vec<Frame>, ReadError> {
         count(&self.shared.counters.reads_from_disk, 1);
-        let last = plan.segments.last().map(|segment| (segment.first, segment.next_sequence));
+        let last = plan
+            .segments
+            .last()
+            .map(|segment| (segment.first, segment.next_sequence));
         let dir = plan.dir_number;
         let mut reader = StreamReader::new(self, dir, plan.segments, Target::Sequence(from), max);
         let mut budget = Budget::new(max);
         let mut expected = None;
         while let Some(header) = reader.peek()? {
             let fields = header.fields();
+            if fields.base_sequence.is_none_or(|base| base >= upto) {
+                break;
+            }
             let follows = match expected {
                 None => fields.base_sequence.is_some_and(|base| base <= from),
                 Some(expected) => fields.base_sequence == Some(expected),
@@ -332,10 +422,14 @@ impl GroupLog {
             if !follows {
                 let (first, _) = last.unwrap_or_default();
                 let path = self.segment_name(dir, StreamKind::Messages, first).path;
-                let what = format!("sequence {} is missing before log index {}", expected.unwrap_or(from), fields.index);
+                let what = format!(
+                    "sequence {} is missing before log index {}",
+                    expected.unwrap_or(from),
+                    fields.index
+                );
                 return Err(Damage::new(path, 0, what).into());
             }
-            if fields.base_sequence.is_none_or(|base| base >= upto) || !budget.fits(header.encoded_len()) {
+            if !budget.fits(header.encoded_len()) {
                 break;
             }
             expected = fields.end_sequence();
@@ -346,7 +440,12 @@ impl GroupLog {
         if budget.frames.is_empty() {
             let (first, next) = last.unwrap_or_default();
             let path = self.segment_name(dir, StreamKind::Messages, first).path;
-            return Err(Damage::new(path, 0, format!("sequence {from} is in no segment, the last ends at {next}")).into());
+            return Err(Damage::new(
+                path,
+                0,
+                format!("sequence {from} is in no segment, the last ends at {next}"),
+            )
+            .into());
         }
         Ok(budget.frames)
     }
@@ -355,7 +454,12 @@ impl GroupLog {
     pub fn sequence_at(&self, time: Timestamp) -> Result<Option<Sequence>, ReadError> {
         let (start, end) = {
             let state = self.state.lock();
-            let Some(segment) = state.messages.segments.iter().find(|segment| segment.last_timestamp >= time) else {
+            let Some(segment) = state
+                .messages
+                .segments
+                .iter()
+                .find(|segment| segment.last_timestamp >= time)
+            else {
                 return Ok(None);
             };
             let first = Sequence::new(segment.first_sequence);
@@ -388,7 +492,11 @@ impl GroupLog {
         };
         if offset >= written {
             let to = offset.saturating_add(len);
-            return Err(ReadError::NoSuchRange { segment, from: offset, to });
+            return Err(ReadError::NoSuchRange {
+                segment,
+                from: offset,
+                to,
+            });
         }
         let result = self.copy_range(dir_number, segment, offset, len, written);
         match self.still_true(generation, result) {
@@ -397,7 +505,14 @@ impl GroupLog {
         }
     }
 
-    fn copy_range(&self, dir: u64, segment: LogIndex, offset: u64, len: u64, written: u64) -> Result<Bytes, ReadError> {
+    fn copy_range(
+        &self,
+        dir: u64,
+        segment: LogIndex,
+        offset: u64,
+        len: u64,
+        written: u64,
+    ) -> Result<Bytes, ReadError> {
         let name = self.segment_name(dir, StreamKind::Messages, segment);
         let file = self.shared.files.open(&name)?;
         let chunk = len.clamp(64 << 10, 1 << 20) as usize;
@@ -420,7 +535,11 @@ impl GroupLog {
             let plan = {
                 let state = self.state.lock();
                 let segments = plans(&state.messages, state.messages.at_or_after(from));
-                Plan { generation: state.generation, dir_number: state.dir_number, segments }
+                Plan {
+                    generation: state.generation,
+                    dir_number: state.dir_number,
+                    segments,
+                }
             };
             let generation = plan.generation;
             let result = self.verify_files(plan, from, max_bytes);
@@ -431,9 +550,21 @@ impl GroupLog {
         Err(ReadError::Busy(self.spec.group))
     }
 
-    fn verify_files(&self, plan: Plan, from: LogIndex, max_bytes: u64) -> Result<Option<LogIndex>, ReadError> {
-        let next = (plan.segments.len() == SEGMENTS).then(|| plan.segments.last().map(|last| last.last.next()));
-        let mut reader = StreamReader::new(self, plan.dir_number, plan.segments, Target::Index(from), 256 << 10);
+    fn verify_files(
+        &self,
+        plan: Plan,
+        from: LogIndex,
+        max_bytes: u64,
+    ) -> Result<Option<LogIndex>, ReadError> {
+        let next =
+            (plan.segments.len() == SEGMENTS).then(|| plan.segments.last().map(|last| last.last.next()));
+        let mut reader = StreamReader::new(
+            self,
+            plan.dir_number,
+            plan.segments,
+            Target::Index(from),
+            256 << 10,
+        );
         let mut left = max_bytes;
         while let Some(header) = reader.peek()? {
             if left == 0 {

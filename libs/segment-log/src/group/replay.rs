@@ -3,12 +3,12 @@
 use bytes::Bytes;
 
 use super::GroupLog;
-use super::state::GroupState;
 use super::meta::data_dir;
+use super::state::{Cut, GroupState};
 use crate::frame::FRAME_HEADER_LEN;
 use crate::segment::{FrameCursor, StreamKind};
 use crate::wal::Record;
-use crate::{Damage, FrameHeader, FrameKind, ReadError};
+use crate::{Damage, FrameHeader, ReadError};
 
 impl GroupLog {
     /// Applies a record that is the next one of this group. An error means that the log contradicts itself.
@@ -30,13 +30,19 @@ impl GroupLog {
         let dir = data_dir(&self.dir, state.dir_number);
         match record {
             Record::Append(frames) => {
-                state.check(&self.spec, &frames).map_err(|error| error.to_string())?;
+                state
+                    .check(&self.spec, &frames)
+                    .map_err(|error| error.to_string())?;
                 for frame in frames {
                     state.push(frame, number);
                 }
                 state.flushed = state.last;
             }
-            Record::AppendLarge { segment, position, header } => {
+            Record::AppendLarge {
+                segment,
+                position,
+                header,
+            } => {
                 self.apply_large(state, number, segment, position, &header)?;
             }
             Record::Vote(vote) => {
@@ -47,7 +53,12 @@ impl GroupLog {
                 state.committed = Some(id).min(state.last);
                 state.durable_committed = state.committed;
             }
-            Record::Truncate { after, messages, commands, next_sequence } => {
+            Record::Truncate {
+                after,
+                messages,
+                commands,
+                next_sequence,
+            } => {
                 state.truncate_tail(after.map(|after| after.index));
                 state.cut_stream(StreamKind::Messages, messages.as_ref());
                 state.cut_stream(StreamKind::Commands, commands.as_ref());
@@ -79,12 +90,19 @@ impl GroupLog {
         state.check_header(&self.spec, fields)?;
         let kind = StreamKind::of(fields);
         // What was cut before was cut before this frame was written.
-        state.cuts.retain(|cut| cut.kind != kind || cut.segment != segment);
-        let payload = self.read_large(state, kind, segment, position, header).ok();
+        state
+            .cuts
+            .retain(|cut| cut.kind != kind || cut.segment != segment);
         let mut frame = fields.clone();
-        // Without its payload the entry stands for a frame that is damaged, unless a truncation follows.
-        let found = payload.is_some();
-        frame.payload = payload.unwrap_or_default();
+        match self.read_large(state, kind, segment, position, header) {
+            Ok(payload) => frame.payload = payload,
+            Err(error) => {
+                let name = self.segment_name(state.dir_number, kind, segment);
+                let what = format!("large frame {} cannot be read: {error}", fields.index);
+                let damage = Damage::new(name.path, crate::segment::file_offset(position), what);
+                state.missing.push((fields.index, damage));
+            }
+        }
         state.push_len(frame, header.encoded_len() as u64, number, true);
         let place = state.tail.iter().next_back().map(|entry| entry.place);
         if place.is_none_or(|place| place.segment != segment || place.position != position) {
@@ -93,9 +111,7 @@ impl GroupLog {
         if let Some(segment) = state.stream_mut(kind).find_mut(segment) {
             segment.exists = true;
         }
-        if !found {
-            tracing::debug!(index = fields.index.0, "large frame cannot be read; it must be truncated later in the log");
-        }
+        state.update_written();
         state.flushed = state.last;
         Ok(())
     }
@@ -122,14 +138,8 @@ impl GroupLog {
     /// After everything was replayed: whether all frames are really there.
     pub(crate) fn check_recovered(&self) -> Result<(), Damage> {
         let state = self.state.lock();
-        for entry in state.tail.iter() {
-            let must_have = entry.frame.kind == FrameKind::Batch || entry.in_segment;
-            if must_have && crate::crc32c(&entry.frame.payload) != entry.frame.payload_crc {
-                let name = self.segment_name(state.dir_number, entry.place.kind, entry.place.segment);
-                let position = crate::segment::file_offset(entry.place.position);
-                let what = format!("frame {} cannot be read", entry.frame.index);
-                return Err(Damage::new(name.path, position, what));
-            }
+        if let Some((_, damage)) = state.missing.first() {
+            return Err(damage.clone());
         }
         for kind in [StreamKind::Messages, StreamKind::Commands] {
             for segment in &state.stream(kind).segments {
@@ -147,7 +157,11 @@ impl GroupLog {
         let needed = crate::segment::file_offset(written);
         match len {
             Ok(len) if len >= needed => Ok(()),
-            Ok(len) => Err(Damage::new(path, len, format!("the file has {len} bytes, {needed} were written"))),
+            Ok(len) => Err(Damage::new(
+                path,
+                len,
+                format!("the file has {len} bytes, {needed} were written"),
+            )),
             Err(error) => Err(Damage::new(path, 0, format!("the file cannot be read: {error}"))),
         }
     }
@@ -162,12 +176,23 @@ impl GroupLog {
             }
         }
         for name in names {
-            let Some((kind, first)) = StreamKind::parse_file_name(name) else { continue };
+            let Some((kind, first)) = StreamKind::parse_file_name(name) else {
+                continue;
+            };
             if state.stream(kind).find(first).is_none() {
                 tracing::info!(file = %dir.join(name).display(), "segment file belongs to no segment, it will be deleted");
-                state.deletes.push(dir.join(name));
+                // As a cut it happens before a new segment can get this name.
+                state.cuts.insert(
+                    0,
+                    Cut {
+                        record: 0,
+                        kind,
+                        segment: first,
+                        length: None,
+                    },
+                );
+                state.dirty = true;
             }
         }
-        state.cuts.retain(|cut| cut.length.is_some());
     }
 }

@@ -60,6 +60,8 @@ pub(crate) struct GroupState {
     pub(crate) wal_files: VecDeque<(u64, u64)>,
     pub(crate) checkpoint: Option<LogId>,
     pub(crate) damage: Vec<Damage>,
+    /// During recovery: large frames that cannot be read. Fine when a truncation follows.
+    pub(crate) missing: Vec<(LogIndex, Damage)>,
     pub(crate) dropped: bool,
 }
 
@@ -95,6 +97,7 @@ impl GroupState {
             wal_files: VecDeque::new(),
             checkpoint: None,
             damage: Vec::new(),
+            missing: Vec::new(),
             dropped: false,
         }
     }
@@ -125,20 +128,30 @@ impl GroupState {
         let mut term = self.last.map(|last| last.term);
         let mut sequence = self.next_sequence;
         for frame in frames {
-            let invalid = |what: String| RefusedReason::Invalid { index: frame.index, what };
+            let invalid = |what: String| RefusedReason::Invalid {
+                index: frame.index,
+                what,
+            };
             if let Some(expected) = expected.filter(|expected| *expected != frame.index) {
-                return Err(RefusedReason::Gap { expected, found: frame.index });
+                return Err(RefusedReason::Gap {
+                    expected,
+                    found: frame.index,
+                });
             }
             frame.check().map_err(|error| invalid(error.to_string()))?;
             if frame.group != spec.group {
                 return Err(invalid(format!("it belongs to group {}", frame.group.to_hex())));
             }
             if term.is_some_and(|term| frame.term < term) {
-                return Err(invalid("its term is below the term of the entry before it".to_owned()));
+                return Err(invalid(
+                    "its term is below the term of the entry before it".to_owned(),
+                ));
             }
             if let Some(base) = frame.base_sequence {
                 if base.get() != sequence {
-                    return Err(invalid(format!("its base sequence is {base}, the log expects {sequence}")));
+                    return Err(invalid(format!(
+                        "its base sequence is {base}, the log expects {sequence}"
+                    )));
                 }
                 sequence += u64::from(frame.count);
             }
@@ -146,6 +159,25 @@ impl GroupState {
             term = Some(frame.term);
         }
         Ok(())
+    }
+
+    /// After frames were marked as written: a segment is written up to its first frame that is only in memory.
+    pub(crate) fn update_written(&mut self) {
+        let waiting = self
+            .tail
+            .iter()
+            .filter(|entry| !entry.in_segment)
+            .map(|entry| entry.place);
+        let mut first = std::collections::BTreeMap::new();
+        for place in waiting {
+            first.entry((place.kind, place.segment)).or_insert(place.position);
+        }
+        for stream in [&mut self.messages, &mut self.commands] {
+            for segment in &mut stream.segments {
+                let waits = first.get(&(stream.kind, segment.first_index));
+                segment.written = waits.copied().unwrap_or(segment.length);
+            }
+        }
     }
 
     /// Remembers damage that a reader met.
@@ -176,7 +208,13 @@ impl GroupState {
             self.next_sequence = end.get();
         }
         let sequence_after = self.next_sequence;
-        self.tail.push(Entry { frame, record, place, in_segment, sequence_after });
+        self.tail.push(Entry {
+            frame,
+            record,
+            place,
+            in_segment,
+            sequence_after,
+        });
     }
 
     pub(crate) fn first_index(&self) -> LogIndex {
@@ -196,12 +234,16 @@ impl GroupState {
         }
         let place = self.terms.partition_point(|start| start.index <= index);
         let start = place.checked_sub(1).and_then(|place| self.terms.get(place))?;
-        Some(LogId { term: start.term, index })
+        Some(LogId {
+            term: start.term,
+            index,
+        })
     }
 
     /// Takes entries above `keep` out of the tail and of the streams. Frames that are only on disk stay in the streams.
     pub(crate) fn truncate_tail(&mut self, keep: Option<LogIndex>) {
         let above = |index: LogIndex| keep.is_none_or(|keep| index > keep);
+        self.missing.retain(|(index, _)| !above(*index));
         while let Some(entry) = self.tail.pop_back_if(|entry| above(entry.frame.index)) {
             let place = entry.place;
             let kind = place.kind;
@@ -222,7 +264,8 @@ impl GroupState {
     pub(crate) fn truncated_to(&mut self, last: Option<LogId>) {
         self.last = last;
         let end = last.map(|last| last.index);
-        self.terms.retain(|start| end.is_some_and(|end| start.index <= end));
+        self.terms
+            .retain(|start| end.is_some_and(|end| start.index <= end));
         if self.purged.is_some() && self.purged == last {
             self.terms.clear();
         }
@@ -239,7 +282,12 @@ impl GroupState {
         let same = |cut: &&mut Cut| cut.record == record && cut.kind == kind && cut.segment == segment;
         match self.cuts.iter_mut().find(same) {
             Some(cut) => cut.length = cut.length.min(length),
-            None => self.cuts.push(Cut { record, kind, segment, length }),
+            None => self.cuts.push(Cut {
+                record,
+                kind,
+                segment,
+                length,
+            }),
         }
     }
 
@@ -258,20 +306,29 @@ impl GroupState {
 
     /// Whether a header is that of the next frame.
     pub(crate) fn check_header(&self, spec: &GroupSpec, fields: &Frame) -> Result<(), String> {
-        self.check(spec, std::slice::from_ref(fields)).map_err(|error| error.to_string())
+        self.check(spec, std::slice::from_ref(fields))
+            .map_err(|error| error.to_string())
     }
 
     /// Cuts a stream to `end` where that is below what the tail gave.
     pub(crate) fn cut_stream(&mut self, kind: StreamKind, end: Option<&crate::wal::StreamEnd>) {
         let kept = end.map(|end| end.segment);
         let gone = |segment: &&Segment| kept.is_none_or(|kept| segment.first_index > kept);
-        let removed: Vec<LogIndex> =
-            self.stream(kind).segments.iter().filter(gone).map(|segment| segment.first_index).collect();
+        let removed: Vec<LogIndex> = self
+            .stream(kind)
+            .segments
+            .iter()
+            .filter(gone)
+            .map(|segment| segment.first_index)
+            .collect();
         for segment in removed {
             self.note_cut(kind, segment, None);
         }
         if let Some(end) = end {
-            let longer = self.stream(kind).find(end.segment).is_some_and(|segment| segment.length > end.length);
+            let longer = self
+                .stream(kind)
+                .find(end.segment)
+                .is_some_and(|segment| segment.length > end.length);
             if longer {
                 self.note_cut(kind, end.segment, Some(end.length));
             }
@@ -295,11 +352,18 @@ impl GroupState {
             first.index = first.index.max(next);
         }
         while self.commands.segments.len() > 1
-            && self.commands.segments.front().is_some_and(|oldest| oldest.last.index <= upto.index)
+            && self
+                .commands
+                .segments
+                .front()
+                .is_some_and(|oldest| oldest.last.index <= upto.index)
         {
-            let Some(oldest) = self.commands.segments.pop_front() else { break };
+            let Some(oldest) = self.commands.segments.pop_front() else {
+                break;
+            };
             self.tail.forget_segment(StreamKind::Commands, oldest.first_index);
-            self.deletes.push(dir.join(StreamKind::Commands.file_name(oldest.first_index)));
+            self.deletes
+                .push(dir.join(StreamKind::Commands.file_name(oldest.first_index)));
         }
         self.generation += 1;
     }
@@ -312,22 +376,41 @@ impl GroupState {
             let full = segment.written == segment.length;
             segment.next_sequence <= first && segment.last.index <= purged.index && full
         };
-        let count = segments.iter().take(segments.len().saturating_sub(1)).take_while(goes).count();
-        if count == 0 { None } else { segments.get(count).map(|segment| segment.first_index) }
+        let count = segments
+            .iter()
+            .take(segments.len().saturating_sub(1))
+            .take_while(goes)
+            .count();
+        if count == 0 {
+            None
+        } else {
+            segments.get(count).map(|segment| segment.first_index)
+        }
     }
 
     /// Drops message segments before the one named.
     pub(crate) fn drop_before(&mut self, first_kept: LogIndex, dir: &std::path::Path) {
-        while self.messages.segments.front().is_some_and(|oldest| oldest.first_index < first_kept) {
-            let Some(oldest) = self.messages.segments.pop_front() else { break };
+        while self
+            .messages
+            .segments
+            .front()
+            .is_some_and(|oldest| oldest.first_index < first_kept)
+        {
+            let Some(oldest) = self.messages.segments.pop_front() else {
+                break;
+            };
             self.tail.forget_segment(StreamKind::Messages, oldest.first_index);
-            self.deletes.push(dir.join(StreamKind::Messages.file_name(oldest.first_index)));
+            self.deletes
+                .push(dir.join(StreamKind::Messages.file_name(oldest.first_index)));
         }
         self.generation += 1;
     }
 
     pub(crate) fn first_sequence(&self) -> u64 {
-        self.messages.segments.front().map_or(self.next_sequence, |oldest| oldest.first_sequence)
+        self.messages
+            .segments
+            .front()
+            .map_or(self.next_sequence, |oldest| oldest.first_sequence)
     }
 
     /// The durable state: what the meta slot says. Frames of records that are not durable are left out.
@@ -336,16 +419,34 @@ impl GroupState {
         let mut commands = self.commands.clone();
         let mut next_sequence = self.next_sequence;
         let mut last = self.last;
-        for entry in self.tail.iter().rev().take_while(|entry| entry.record > self.durable_record) {
-            let stream = if entry.place.kind == StreamKind::Messages { &mut messages } else { &mut commands };
+        for entry in self
+            .tail
+            .iter()
+            .rev()
+            .take_while(|entry| entry.record > self.durable_record)
+        {
+            let stream = if entry.place.kind == StreamKind::Messages {
+                &mut messages
+            } else {
+                &mut commands
+            };
             stream.undo(&entry.place, &entry.frame);
             if let Some(base) = entry.frame.base_sequence {
                 next_sequence = base.get();
             }
-            let before = entry.frame.index.0.checked_sub(1).and_then(|index| self.log_id_at(LogIndex(index)));
+            let before = entry
+                .frame
+                .index
+                .0
+                .checked_sub(1)
+                .and_then(|index| self.log_id_at(LogIndex(index)));
             last = before.or(self.purged);
         }
-        let terms = self.terms.iter().copied().filter(|start| last.is_some_and(|last| start.index <= last.index));
+        let terms = self
+            .terms
+            .iter()
+            .copied()
+            .filter(|start| last.is_some_and(|last| start.index <= last.index));
         MetaImage {
             spec: spec.clone(),
             version: self.meta_version + 1,

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use ptah_types::LogIndex;
+use ptah_types::{LogIndex, Sequence};
 
 use crate::Frame;
 use crate::segment::{Place, StreamKind};
@@ -48,7 +48,11 @@ impl Tail {
     }
 
     fn counter(&mut self, in_segment: bool) -> &mut u64 {
-        if in_segment { &mut self.recent } else { &mut self.unflushed }
+        if in_segment {
+            &mut self.recent
+        } else {
+            &mut self.unflushed
+        }
     }
 
     pub(crate) fn pop_back_if(&mut self, test: impl FnOnce(&Entry) -> bool) -> Option<Entry> {
@@ -74,9 +78,17 @@ impl Tail {
         self.entries.range(place..)
     }
 
+    /// First message in memory.
+    pub(crate) fn first_sequence(&self) -> Option<Sequence> {
+        let front = self.entries.front()?;
+        front.frame.base_sequence.or(Sequence::new(front.sequence_after))
+    }
+
     /// Entries from the one that holds the message `sequence`; `None` when that may be on disk only.
     pub(crate) fn from_sequence(&self, sequence: u64) -> Option<impl Iterator<Item = &Entry>> {
-        let place = self.entries.partition_point(|entry| entry.sequence_after <= sequence);
+        let place = self
+            .entries
+            .partition_point(|entry| entry.sequence_after <= sequence);
         let base = self.entries.get(place)?.frame.base_sequence?;
         (base.get() <= sequence).then(|| self.entries.range(place..))
     }

@@ -44,8 +44,14 @@ impl GroupLog {
         let index = keep.map(|keep| keep.index);
         // The ends on disk are looked up first: an error must leave the log as it was.
         let mut ends = [None, None];
-        for (slot, kind) in [StreamKind::Messages, StreamKind::Commands].into_iter().enumerate() {
-            let in_memory = state.tail.first_index().is_some_and(|first| index.is_some_and(|index| first <= index.next()));
+        for (slot, kind) in [StreamKind::Messages, StreamKind::Commands]
+            .into_iter()
+            .enumerate()
+        {
+            let in_memory = state
+                .tail
+                .first_index()
+                .is_some_and(|first| index.is_some_and(|index| first <= index.next()));
             if !in_memory {
                 ends[slot] = Some(self.find_end(state, kind, index)?);
             }
@@ -55,8 +61,14 @@ impl GroupLog {
         for (kind, end) in kinds.into_iter().zip(ends) {
             if let Some(end) = end {
                 if kind == StreamKind::Messages {
-                    let oldest = state.messages.segments.front().map(|segment| segment.first_sequence);
-                    let next = end.map(|end| end.next_sequence.map_or(1, Sequence::get)).or(oldest);
+                    let oldest = state
+                        .messages
+                        .segments
+                        .front()
+                        .map(|segment| segment.first_sequence);
+                    let next = end
+                        .map(|end| end.next_sequence.map_or(1, Sequence::get))
+                        .or(oldest);
                     state.next_sequence = next.unwrap_or(state.next_sequence);
                 }
                 state.cut_stream(kind, end.as_ref());
@@ -72,11 +84,20 @@ impl GroupLog {
     }
 
     /// Where a stream ends when the log ends at `keep`, looked up in the segments.
-    fn find_end(&self, state: &GroupState, kind: StreamKind, keep: Option<LogIndex>) -> Result<Option<StreamEnd>, ReadError> {
+    fn find_end(
+        &self,
+        state: &GroupState,
+        kind: StreamKind,
+        keep: Option<LogIndex>,
+    ) -> Result<Option<StreamEnd>, ReadError> {
         let Some(keep) = keep else { return Ok(None) };
         let stream = state.stream(kind);
         let place = stream.at_or_after(keep.next());
-        let Some(segment) = stream.segments.get(place).filter(|segment| segment.first_index <= keep) else {
+        let Some(segment) = stream
+            .segments
+            .get(place)
+            .filter(|segment| segment.first_index <= keep)
+        else {
             let before = place.checked_sub(1).and_then(|place| stream.segments.get(place));
             return Ok(before.map(|segment| StreamEnd {
                 segment: segment.first_index,
@@ -105,7 +126,8 @@ impl GroupLog {
                 next_sequence: fields.end_sequence(),
             });
         }
-        end.map(Some).ok_or_else(|| cursor.damage("the segment's first frame is missing"))
+        end.map(Some)
+            .ok_or_else(|| cursor.damage("the segment's first frame is missing"))
     }
 }
 

@@ -10,7 +10,7 @@ use super::queued::{Op, OpBody};
 use super::state::GroupState;
 use crate::store::count;
 use crate::types::{VoteRecord, Work};
-use crate::wal::{Completion, Effect, Record, RECORD_HEADER_LEN, record_room};
+use crate::wal::{Completion, Effect, RECORD_HEADER_LEN, Record, record_room};
 use crate::{AppendRefused, FlushDone, Frame, RefusedReason};
 
 /// Bytes that a small record counts for in the queue.
@@ -28,7 +28,8 @@ impl GroupLog {
             drop(state);
             count(&self.shared.counters.refused_appends, 1);
             let checkpoint = matches!(reason, RefusedReason::WouldExceed { .. });
-            self.shared.wake_all(checkpoint.then(|| self.shared.want_checkpoint()).flatten());
+            self.shared
+                .wake_all(checkpoint.then(|| self.shared.want_checkpoint()).flatten());
             return Err(AppendRefused { reason, frames, done });
         }
         if frames.is_empty() {
@@ -46,17 +47,28 @@ impl GroupLog {
 
     fn admit(&self, state: &GroupState, frames: &[Frame], bytes: u64) -> Result<(), RefusedReason> {
         if state.dropped {
-            return Err(RefusedReason::Failed(format!("group {} was dropped", self.spec.group.to_hex())));
+            return Err(RefusedReason::Failed(format!(
+                "group {} was dropped",
+                self.spec.group.to_hex()
+            )));
         }
         state.check(&self.spec, frames)?;
         if state.installing {
             let limit_bytes = self.shared.options.queue_bytes;
-            return Err(RefusedReason::WouldExceed { queued_bytes: self.shared.queued(), limit_bytes });
+            return Err(RefusedReason::WouldExceed {
+                queued_bytes: self.shared.queued(),
+                limit_bytes,
+            });
         }
         self.shared.admit(bytes)
     }
 
-    fn take_frames(self: &Arc<Self>, state: &mut GroupState, frames: Vec<Frame>, done: FlushDone) -> [Option<Work>; 2] {
+    fn take_frames(
+        self: &Arc<Self>,
+        state: &mut GroupState,
+        frames: Vec<Frame>,
+        done: FlushDone,
+    ) -> [Option<Work>; 2] {
         let mut works = [None, None];
         let mut done = Some(done);
         let mut rest = frames.into_iter().peekable();
@@ -106,17 +118,37 @@ impl GroupLog {
     ) -> Option<Work> {
         let len: usize = run.iter().map(Frame::encoded_len).sum();
         let bytes = len as u64;
-        let effect = run.last().map_or(Effect::Nothing, |last| Effect::Append(last.log_id()));
+        let effect = run
+            .last()
+            .map_or(Effect::Nothing, |last| Effect::Append(last.log_id()));
         let work = if state.large_outstanding {
             let body = OpBody::Frames(run.clone());
-            self.enqueue(state, Op { number, body, effect, bytes, done })
+            self.enqueue(
+                state,
+                Op {
+                    number,
+                    body,
+                    effect,
+                    bytes,
+                    done,
+                },
+            )
         } else {
             // The frames go straight into the unit's buffer: no copy of the list.
             self.shared.add_queued(bytes);
-            let completion = Completion { group: self.clone(), number, effect, bytes, done };
+            let completion = Completion {
+                group: self.clone(),
+                number,
+                effect,
+                bytes,
+                done,
+            };
             let group = self.spec.group.get();
             let fill = |unit: &mut crate::wal::Unit| unit.push_frames(group, number, &run);
-            self.shared.queue.push(len + RECORD_HEADER_LEN, completion, fill).then_some(Work::Commit)
+            self.shared
+                .queue
+                .push(len + RECORD_HEADER_LEN, completion, fill)
+                .then_some(Work::Commit)
         };
         for frame in run {
             state.push(frame, number);
@@ -137,16 +169,33 @@ impl GroupLog {
             let bytes = frame.encoded_len() as u64;
             let effect = Effect::Append(frame.log_id());
             state.push(frame.clone(), number);
-            let Some(place) = state.tail.iter().next_back().map(|entry| entry.place) else { continue };
+            let Some(place) = state.tail.iter().next_back().map(|entry| entry.place) else {
+                continue;
+            };
             count(&self.shared.counters.large_frames, 1);
             let body = OpBody::Large { frame, place };
-            work = self.enqueue(state, Op { number, body, effect, bytes, done: done.take() });
+            work = self.enqueue(
+                state,
+                Op {
+                    number,
+                    body,
+                    effect,
+                    bytes,
+                    done: done.take(),
+                },
+            );
         }
         work
     }
 
     /// Adds a small record; `change` updates the state under the same lock.
-    pub(super) fn small(self: &Arc<Self>, state: &mut GroupState, record: Record, effect: Effect, done: Option<FlushDone>) -> Option<Work> {
+    pub(super) fn small(
+        self: &Arc<Self>,
+        state: &mut GroupState,
+        record: Record,
+        effect: Effect,
+        done: Option<FlushDone>,
+    ) -> Option<Work> {
         let number = state.take_number();
         match &record {
             Record::Truncate { .. } => {
@@ -157,7 +206,16 @@ impl GroupLog {
             _ => {}
         }
         let body = OpBody::Record(Box::new(record));
-        self.enqueue(state, Op { number, body, effect, bytes: SMALL_RECORD_BYTES, done })
+        self.enqueue(
+            state,
+            Op {
+                number,
+                body,
+                effect,
+                bytes: SMALL_RECORD_BYTES,
+                done,
+            },
+        )
     }
 
     /// Why no operation is taken any more, if so.
@@ -186,7 +244,9 @@ impl GroupLog {
     pub fn save_committed(self: &Arc<Self>, committed: LogId) {
         let mut state = self.state.lock();
         let hint = Some(committed).min(state.last);
-        let Some(hint) = hint.filter(|hint| state.committed.is_none_or(|known| known < *hint)) else { return };
+        let Some(hint) = hint.filter(|hint| state.committed.is_none_or(|known| known < *hint)) else {
+            return;
+        };
         if self.refusal(&state).is_some() {
             return;
         }
@@ -232,7 +292,12 @@ impl GroupLog {
         {
             let dir = super::data_dir(&self.dir, state.dir_number);
             state.drop_before(first_kept, &dir);
-            work = self.small(&mut state, Record::DropMessages { first_kept }, Effect::Nothing, None);
+            work = self.small(
+                &mut state,
+                Record::DropMessages { first_kept },
+                Effect::Nothing,
+                None,
+            );
             self.account(&mut state);
         }
         let kept = Sequence::new(state.first_sequence()).unwrap_or(Sequence::FIRST);

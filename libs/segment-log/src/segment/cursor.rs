@@ -24,9 +24,24 @@ pub(crate) struct FrameCursor {
 
 impl FrameCursor {
     /// `chunk` is what is read at once.
-    pub(crate) fn new(file: Arc<dyn DiskFile>, name: SegmentName, position: u64, end: u64, chunk: usize) -> Self {
+    pub(crate) fn new(
+        file: Arc<dyn DiskFile>,
+        name: SegmentName,
+        position: u64,
+        end: u64,
+        chunk: usize,
+    ) -> Self {
         let chunk = chunk.max(FRAME_HEADER_LEN);
-        Self { file, name, buffer: Bytes::new(), buffer_at: position, position, end, chunk, last: None }
+        Self {
+            file,
+            name,
+            buffer: Bytes::new(),
+            buffer_at: position,
+            position,
+            end,
+            chunk,
+            last: None,
+        }
     }
 
     /// Position of the next frame.
@@ -72,7 +87,10 @@ impl FrameCursor {
         let header = Frame::decode_header(&bytes).map_err(|error| self.damage(error))?;
         let fields = header.fields();
         if fields.group != self.group() {
-            return Err(self.damage(format_args!("the frame belongs to group {}", fields.group.to_hex())));
+            return Err(self.damage(format_args!(
+                "the frame belongs to group {}",
+                fields.group.to_hex()
+            )));
         }
         if super::StreamKind::of(fields) != self.name.kind {
             return Err(self.damage("the frame is of the other stream"));

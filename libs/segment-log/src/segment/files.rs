@@ -32,7 +32,11 @@ pub(crate) struct FileCache {
 
 impl FileCache {
     pub(crate) fn new(disk: Arc<dyn Disk>, capacity: usize) -> Self {
-        Self { disk, capacity, inner: Mutex::default() }
+        Self {
+            disk,
+            capacity,
+            inner: Mutex::default(),
+        }
     }
 
     fn cached(&self, path: &Path) -> Option<Arc<dyn DiskFile>> {
@@ -50,7 +54,11 @@ impl FileCache {
         let used = inner.clock;
         inner.open.insert(path.to_owned(), Open { file, used });
         if inner.open.len() > self.capacity {
-            let oldest = inner.open.iter().min_by_key(|(_, open)| open.used).map(|(path, _)| path.clone());
+            let oldest = inner
+                .open
+                .iter()
+                .min_by_key(|(_, open)| open.used)
+                .map(|(path, _)| path.clone());
             if let Some(oldest) = oldest {
                 inner.open.remove(&oldest);
             }

@@ -35,7 +35,11 @@ pub(crate) struct SparseIndex {
 impl SparseIndex {
     /// Of a segment that already has `length` bytes.
     pub(crate) fn unread(length: u64) -> Self {
-        Self { entries: Vec::new(), hole_from: 0, hole_to: length }
+        Self {
+            entries: Vec::new(),
+            hole_from: 0,
+            hole_to: length,
+        }
     }
 
     /// Bytes in memory.
@@ -50,7 +54,11 @@ impl SparseIndex {
 
     /// Notes a frame that was appended at `position`.
     pub(crate) fn appended(&mut self, position: u64, frame: &Frame) {
-        if self.entries.last().is_none_or(|last| position >= last.position + STEP) {
+        if self
+            .entries
+            .last()
+            .is_none_or(|last| position >= last.position + STEP)
+        {
             self.entries.push(entry(position, frame));
         }
     }
@@ -62,8 +70,15 @@ impl SparseIndex {
         }
         self.hole_from += len;
         let place = self.entries.partition_point(|entry| entry.position < position);
-        let far = place.checked_sub(1).is_none_or(|before| position >= self.entries[before].position + STEP);
-        if far && self.entries.get(place).is_none_or(|entry| entry.position != position) {
+        let far = place
+            .checked_sub(1)
+            .is_none_or(|before| position >= self.entries[before].position + STEP);
+        if far
+            && self
+                .entries
+                .get(place)
+                .is_none_or(|entry| entry.position != position)
+        {
             self.entries.insert(place, entry(position, frame));
         }
     }
@@ -93,7 +108,12 @@ impl SparseIndex {
 }
 
 fn entry(position: u64, frame: &Frame) -> Entry {
-    Entry { position, index: frame.index, sequence: frame.base_sequence, timestamp: frame.timestamp }
+    Entry {
+        position,
+        index: frame.index,
+        sequence: frame.base_sequence,
+        timestamp: frame.timestamp,
+    }
 }
 
 #[cfg(test)]

@@ -76,7 +76,9 @@ impl StreamKind {
             _ => return None,
         };
         let digits = rest.strip_suffix(".seg")?;
-        (digits.len() == 20).then(|| digits.parse().ok())?.map(|first| (kind, LogIndex(first)))
+        (digits.len() == 20)
+            .then(|| digits.parse().ok())?
+            .map(|first| (kind, LogIndex(first)))
     }
 }
 
@@ -91,9 +93,21 @@ pub(crate) struct SegmentName {
 }
 
 impl SegmentName {
-    pub(crate) fn new(identity: Identity, group: RaftGroupId, kind: StreamKind, first: LogIndex, dir: &Path) -> Self {
+    pub(crate) fn new(
+        identity: Identity,
+        group: RaftGroupId,
+        kind: StreamKind,
+        first: LogIndex,
+        dir: &Path,
+    ) -> Self {
         let path = dir.join(kind.file_name(first));
-        Self { identity, group, kind, first, path }
+        Self {
+            identity,
+            group,
+            kind,
+            first,
+            path,
+        }
     }
 
     /// The header block.

@@ -67,7 +67,11 @@ pub(crate) struct Stream {
 
 impl Stream {
     pub(crate) fn new(kind: StreamKind, segment_bytes: u64) -> Self {
-        Self { kind, limit: kind.limit(segment_bytes), segments: VecDeque::new() }
+        Self {
+            kind,
+            limit: kind.limit(segment_bytes),
+            segments: VecDeque::new(),
+        }
     }
 
     /// Gives the next frame, of `len` bytes, its place: a pure function of the frames before it.
@@ -76,14 +80,22 @@ impl Stream {
         if let Some(open) = self.segments.back_mut()
             && open.length + len <= self.limit
         {
-            let before = Mark { last: open.last, last_timestamp: open.last_timestamp };
+            let before = Mark {
+                last: open.last,
+                last_timestamp: open.last_timestamp,
+            };
             let position = open.length;
             open.index.lock().appended(position, frame);
             open.length += len;
             open.last = frame.log_id();
             open.next_sequence = next_sequence;
             open.last_timestamp = open.last_timestamp.max(frame.timestamp);
-            return Place { kind: self.kind, segment: open.first_index, position, before: Some(before) };
+            return Place {
+                kind: self.kind,
+                segment: open.first_index,
+                position,
+                before: Some(before),
+            };
         }
         let mut index = SparseIndex::default();
         index.appended(0, frame);
@@ -100,12 +112,19 @@ impl Stream {
             exists: false,
             index: Arc::new(Mutex::new(index)),
         });
-        Place { kind: self.kind, segment: frame.index, position: 0, before: None }
+        Place {
+            kind: self.kind,
+            segment: frame.index,
+            position: 0,
+            before: None,
+        }
     }
 
     /// Takes the last frame back.
     pub(crate) fn undo(&mut self, place: &Place, frame: &Frame) {
-        let Some(open) = self.segments.back_mut() else { return };
+        let Some(open) = self.segments.back_mut() else {
+            return;
+        };
         let Some(before) = place.before else {
             self.segments.pop_back();
             return;
@@ -122,7 +141,11 @@ impl Stream {
             self.segments.clear();
             return;
         };
-        while self.segments.back().is_some_and(|last| last.first_index > end.segment) {
+        while self
+            .segments
+            .back()
+            .is_some_and(|last| last.first_index > end.segment)
+        {
             self.segments.pop_back();
         }
         if let Some(open) = self.segments.back_mut() {
@@ -145,18 +168,25 @@ impl Stream {
     }
 
     pub(crate) fn find(&self, first: LogIndex) -> Option<&Segment> {
-        let place = self.segments.binary_search_by_key(&first, |segment| segment.first_index).ok()?;
+        let place = self
+            .segments
+            .binary_search_by_key(&first, |segment| segment.first_index)
+            .ok()?;
         self.segments.get(place)
     }
 
     pub(crate) fn find_mut(&mut self, first: LogIndex) -> Option<&mut Segment> {
-        let place = self.segments.binary_search_by_key(&first, |segment| segment.first_index).ok()?;
+        let place = self
+            .segments
+            .binary_search_by_key(&first, |segment| segment.first_index)
+            .ok()?;
         self.segments.get_mut(place)
     }
 
     /// Number of the first segment with a frame at or behind `index`.
     pub(crate) fn at_or_after(&self, index: LogIndex) -> usize {
-        self.segments.partition_point(|segment| segment.last.index < index)
+        self.segments
+            .partition_point(|segment| segment.last.index < index)
     }
 }
 

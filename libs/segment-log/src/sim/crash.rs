@@ -50,7 +50,11 @@ pub(super) fn apply(names: &mut BTreeMap<PathBuf, Node>, change: &NameChange) {
 }
 
 fn rename(names: &mut BTreeMap<PathBuf, Node>, from: &Path, to: &Path) {
-    let moved: Vec<PathBuf> = names.keys().filter(|name| name.starts_with(from)).cloned().collect();
+    let moved: Vec<PathBuf> = names
+        .keys()
+        .filter(|name| name.starts_with(from))
+        .cloned()
+        .collect();
     if moved.is_empty() {
         return;
     }
@@ -58,7 +62,11 @@ fn rename(names: &mut BTreeMap<PathBuf, Node>, from: &Path, to: &Path) {
     for name in moved {
         let Some(node) = names.remove(&name) else { continue };
         let inside = name.strip_prefix(from).unwrap_or(Path::new(""));
-        let target = if inside.as_os_str().is_empty() { to.to_owned() } else { to.join(inside) };
+        let target = if inside.as_os_str().is_empty() {
+            to.to_owned()
+        } else {
+            to.join(inside)
+        };
         names.insert(target, node);
     }
 }
@@ -74,8 +82,9 @@ impl NameChange {
 impl Sim {
     /// Makes the names of one directory durable.
     pub(super) fn persist_names(&mut self, dir: &Path) {
-        let (now, later): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.changes).into_iter().partition(|change| change.directory() == dir);
+        let (now, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.changes)
+            .into_iter()
+            .partition(|change| change.directory() == dir);
         for change in now {
             apply(&mut self.durable_names, &change);
         }
@@ -91,7 +100,10 @@ impl Sim {
         self.budget = None;
         // Journals keep the order of name changes, so mostly a prefix survives; sometimes any subset does.
         let changes = std::mem::take(&mut self.changes);
-        let prefix = self.rng.chance(2).then(|| self.rng.below(changes.len() as u64 + 1));
+        let prefix = self
+            .rng
+            .chance(2)
+            .then(|| self.rng.below(changes.len() as u64 + 1));
         for (number, change) in changes.iter().enumerate() {
             let survives = match prefix {
                 Some(kept) => (number as u64) < kept,

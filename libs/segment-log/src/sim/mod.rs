@@ -101,7 +101,11 @@ fn off() -> io::Error {
 
 impl Sim {
     fn live(&self, boot: u64) -> io::Result<()> {
-        if self.off || boot != self.boot { Err(off()) } else { Ok(()) }
+        if self.off || boot != self.boot {
+            Err(off())
+        } else {
+            Ok(())
+        }
     }
 
     fn fault(&mut self, op: SimOp, path: &Path) -> io::Result<()> {
@@ -291,7 +295,8 @@ impl SimDisk {
             Err(_) => {
                 let inode = Arc::new(Mutex::new(Inode::default()));
                 sim.names.insert(path.to_owned(), Node::File(inode.clone()));
-                sim.durable_names.insert(path.to_owned(), Node::File(inode.clone()));
+                sim.durable_names
+                    .insert(path.to_owned(), Node::File(inode.clone()));
                 inode
             }
         };
@@ -343,7 +348,11 @@ impl SimDisk {
         sim.fault(op, path)
     }
 
-    fn name_change(&self, path: &Path, make: impl FnOnce(&mut Sim) -> io::Result<Vec<NameChange>>) -> io::Result<()> {
+    fn name_change(
+        &self,
+        path: &Path,
+        make: impl FnOnce(&mut Sim) -> io::Result<Vec<NameChange>>,
+    ) -> io::Result<()> {
         self.begin(SimOp::Name, path)?;
         let mut sim = self.0.lock();
         let changes = make(&mut sim)?;
@@ -411,7 +420,11 @@ impl Disk for SimDisk {
             Err(error) => return Err(error),
         };
         drop(sim);
-        if fate == Fate::Last { Err(off()) } else { Ok(self.handle(path, inode)) }
+        if fate == Fate::Last {
+            Err(off())
+        } else {
+            Ok(self.handle(path, inode))
+        }
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -463,7 +476,10 @@ impl Disk for SimDisk {
                 }
             }
             missing.reverse();
-            Ok(missing.into_iter().map(|dir| NameChange::Set(dir, Node::Dir)).collect())
+            Ok(missing
+                .into_iter()
+                .map(|dir| NameChange::Set(dir, Node::Dir))
+                .collect())
         })
     }
 

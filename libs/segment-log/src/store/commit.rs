@@ -17,7 +17,9 @@ impl Shared {
             self.fail_queued(&text);
             return CommitOutcome::Failed(text);
         }
-        let Some((mut unit, more)) = self.queue.take() else { return CommitOutcome::Idle };
+        let Some((mut unit, more)) = self.queue.take() else {
+            return CommitOutcome::Idle;
+        };
         for completion in &unit.completions {
             committer.note(completion.group.spec().group.get(), completion.number);
         }
@@ -39,7 +41,9 @@ impl Shared {
         let completions = unit.completions.len();
         let mut queued = 0;
         for completion in unit.completions.drain(..) {
-            completion.group.completed(completion.number, &completion.effect, written.file);
+            completion
+                .group
+                .completed(completion.number, &completion.effect, written.file);
             queued += completion.bytes;
             if let Some(done) = completion.done {
                 done(Ok(()));
@@ -51,7 +55,11 @@ impl Shared {
         count(&self.counters.completions, completions as u64);
         self.queue.give_back(unit);
         self.after_commit();
-        CommitOutcome::Committed { completions, bytes: written.bytes, more }
+        CommitOutcome::Committed {
+            completions,
+            bytes: written.bytes,
+            more,
+        }
     }
 
     fn after_commit(&self) {
@@ -78,7 +86,11 @@ impl Shared {
                 count(&self.counters.wal_syncs, 1);
                 count(&self.counters.seals, 1);
                 count(&self.counters.wal_bytes, written.bytes);
-                CommitOutcome::Committed { completions: 0, bytes: written.bytes, more: false }
+                CommitOutcome::Committed {
+                    completions: 0,
+                    bytes: written.bytes,
+                    more: false,
+                }
             }
             Err(error) => {
                 self.latch("seal the write-ahead log", &error);

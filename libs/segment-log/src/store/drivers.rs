@@ -18,11 +18,18 @@ impl Drivers {
     pub(super) fn spawn(shared: Arc<Shared>) -> io::Result<Self> {
         shared.queue.restart();
         shared.large.set_stopped(false);
-        let mut drivers = Self { shared: shared.clone(), threads: Vec::new() };
+        let mut drivers = Self {
+            shared: shared.clone(),
+            threads: Vec::new(),
+        };
         let for_committer = shared.clone();
-        let committer = thread::Builder::new().name("ptah-wal".to_owned()).spawn(move || run_committer(&for_committer))?;
+        let committer = thread::Builder::new()
+            .name("ptah-wal".to_owned())
+            .spawn(move || run_committer(&for_committer))?;
         drivers.threads.push(committer);
-        let large = thread::Builder::new().name("ptah-wal-large".to_owned()).spawn(move || run_large(&shared))?;
+        let large = thread::Builder::new()
+            .name("ptah-wal-large".to_owned())
+            .spawn(move || run_large(&shared))?;
         drivers.threads.push(large);
         Ok(drivers)
     }

@@ -24,7 +24,11 @@ pub(super) fn group_dir(dir: &Path, group: RaftGroupId) -> PathBuf {
 }
 
 fn io_error(action: &'static str, group: RaftGroupId) -> impl FnOnce(io::Error) -> GroupError {
-    move |source| GroupError::Io { action, group, source }
+    move |source| GroupError::Io {
+        action,
+        group,
+        source,
+    }
 }
 
 impl Store {
@@ -37,8 +41,15 @@ impl Store {
         if inner.groups.read().contains_key(&group) || inner.damaged.read().contains_key(&group) {
             return Err(GroupError::Exists(group));
         }
-        if let Some((replica, _)) = known.0.get(&group).filter(|(replica, _)| spec.replica <= *replica) {
-            return Err(GroupError::ReplicaUsed { group, replica: *replica });
+        if let Some((replica, _)) = known
+            .0
+            .get(&group)
+            .filter(|(replica, _)| spec.replica <= *replica)
+        {
+            return Err(GroupError::ReplicaUsed {
+                group,
+                replica: *replica,
+            });
         }
         if spec.segment_bytes == 0 {
             let error = io::Error::new(io::ErrorKind::InvalidInput, "segment_bytes must not be 0");
@@ -47,7 +58,8 @@ impl Store {
         let (dir, image) = make_directory(&inner.shared, &spec).map_err(io_error("create", group))?;
         let mut next = known.clone();
         next.0.insert(group, (spec.replica, Presence::Here));
-        next.save(&*inner.shared.disk, &inner.shared.dir).map_err(io_error("create", group))?;
+        next.save(&*inner.shared.disk, &inner.shared.dir)
+            .map_err(io_error("create", group))?;
         *known = next;
         let state = GroupState::restore(image);
         let log = Arc::new(GroupLog::new(spec, dir, inner.shared.clone(), state));
@@ -59,7 +71,9 @@ impl Store {
     /// is remembered and never accepted again. Blocking.
     pub fn drop_group(&self, group: RaftGroupId) -> Result<(), GroupError> {
         let inner = &self.0;
-        let (dir, mut known) = inner.retire(group, Presence::Dropped).map_err(|error| error.into_error("drop", group))?;
+        let (dir, mut known) = inner
+            .retire(group, Presence::Dropped)
+            .map_err(|error| error.into_error("drop", group))?;
         known.take();
         let disk = &inner.shared.disk;
         if disk.exists(&dir).map_err(io_error("drop", group))? {
@@ -72,7 +86,9 @@ impl Store {
     /// Moves a group's directory to `aside/`, where the store never touches it again, and forgets it. Blocking.
     pub fn set_aside(&self, group: RaftGroupId) -> Result<PathBuf, GroupError> {
         let inner = &self.0;
-        let (dir, known) = inner.retire(group, Presence::Aside).map_err(|error| error.into_error("set aside", group))?;
+        let (dir, known) = inner
+            .retire(group, Presence::Aside)
+            .map_err(|error| error.into_error("set aside", group))?;
         let target = move_aside(&inner.shared, group, &dir).map_err(io_error("set aside", group))?;
         drop(known);
         Ok(target)
@@ -97,14 +113,21 @@ type KnownGuard<'a> = Option<parking_lot::MutexGuard<'a, super::Known>>;
 
 impl Inner {
     /// Takes a group out of use and notes that durably. Its files are quiet afterwards.
-    fn retire(&self, group: RaftGroupId, presence: Presence) -> Result<(PathBuf, KnownGuard<'_>), RetireError> {
+    fn retire(
+        &self,
+        group: RaftGroupId,
+        presence: Presence,
+    ) -> Result<(PathBuf, KnownGuard<'_>), RetireError> {
         let mut known = self.known.lock();
         self.shared.check_failed().map_err(RetireError::Io)?;
         let log = self.groups.read().get(&group).cloned();
         let damaged = self.damaged.read().get(&group).cloned();
         let (dir, replica) = match (&log, &damaged) {
             (Some(log), _) => (log.dir().to_owned(), Some(log.spec().replica)),
-            (None, Some(damaged)) => (damaged.path.clone(), damaged.spec.as_ref().map(|spec| spec.replica)),
+            (None, Some(damaged)) => (
+                damaged.path.clone(),
+                damaged.spec.as_ref().map(|spec| spec.replica),
+            ),
             (None, None) => return Err(RetireError::NotFound),
         };
         if let Some(log) = &log {
@@ -118,7 +141,8 @@ impl Inner {
         if let Some(newest) = newest {
             next.0.insert(group, (newest, presence));
         }
-        next.save(&*self.shared.disk, &self.shared.dir).map_err(RetireError::Io)?;
+        next.save(&*self.shared.disk, &self.shared.dir)
+            .map_err(RetireError::Io)?;
         *known = next;
         self.groups.write().remove(&group);
         self.damaged.write().remove(&group);
@@ -135,7 +159,9 @@ fn drain(shared: &Shared, log: &Arc<GroupLog>) -> io::Result<()> {
     loop {
         {
             let state = log.state();
-            let idle = state.durable_record + 1 >= state.next_record && !state.large_outstanding && !state.installing;
+            let idle = state.durable_record + 1 >= state.next_record
+                && !state.large_outstanding
+                && !state.installing;
             if idle {
                 return Ok(());
             }

@@ -59,7 +59,11 @@ pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, Open
     let bytes = match read_file(disk, &path, 64 << 10) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return if holds_data(disk, dir)? { Err(OpenError::IdentityMissing { path }) } else { Ok(None) };
+            return if holds_data(disk, dir)? {
+                Err(OpenError::IdentityMissing { path })
+            } else {
+                Ok(None)
+            };
         }
         Err(error) => return Err(OpenError::io("read", path)(error)),
     };
@@ -69,17 +73,26 @@ pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, Open
         return Err(OpenError::StoreDamaged { path, what });
     };
     if format > DISK_FORMAT.max {
-        return Err(OpenError::NewerFormat { path, found: format, readable: DISK_FORMAT.to_string() });
+        return Err(OpenError::NewerFormat {
+            path,
+            found: format,
+            readable: DISK_FORMAT.to_string(),
+        });
     }
     match identity.filter(|_| DISK_FORMAT.contains(format)) {
         Some(identity) => Ok(Some(identity)),
-        None => Err(OpenError::StoreDamaged { path, what: format!("format {format} or its ids are invalid") }),
+        None => Err(OpenError::StoreDamaged {
+            path,
+            what: format!("format {format} or its ids are invalid"),
+        }),
     }
 }
 
 fn holds_data(disk: &dyn Disk, dir: &Path) -> Result<bool, OpenError> {
     match disk.list(dir) {
-        Ok(entries) => Ok(entries.iter().any(|entry| matches!(entry.name.as_str(), "wal" | "g" | "groups.meta"))),
+        Ok(entries) => Ok(entries
+            .iter()
+            .any(|entry| matches!(entry.name.as_str(), "wal" | "g" | "groups.meta"))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(OpenError::io("list", dir)(error)),
     }
@@ -89,10 +102,18 @@ fn holds_data(disk: &dyn Disk, dir: &Path) -> Result<bool, OpenError> {
 pub(crate) fn check(dir: &Path, found: Identity, expected: Identity) -> Result<(), OpenError> {
     let path = dir.join(FILE);
     if found.cluster != expected.cluster {
-        return Err(OpenError::OtherCluster { path, found: found.cluster, expected: expected.cluster });
+        return Err(OpenError::OtherCluster {
+            path,
+            found: found.cluster,
+            expected: expected.cluster,
+        });
     }
     if found.node != expected.node {
-        return Err(OpenError::OtherNode { path, found: found.node, expected: expected.node });
+        return Err(OpenError::OtherNode {
+            path,
+            found: found.node,
+            expected: expected.node,
+        });
     }
     Ok(())
 }
@@ -112,8 +133,11 @@ mod tests {
     #[test]
     fn the_bytes_of_an_identity_are_fixed() {
         let block = encode(&identity(), 1);
-        assert_eq!(&block[..16], b"PTAHNODE\x22\x68\xfd\xf4\x01\x00\x00\x00");
-        assert_eq!(&block[16..40], b"\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x01\0\0\0\0\0\0\0");
+        assert_eq!(&block[..16], b"PTAHNODE\x7d\x14\x1d\xc5\x01\x00\x00\x00");
+        assert_eq!(
+            &block[16..40],
+            b"\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x01\0\0\0\0\0\0\0"
+        );
         assert_eq!(block[..40], block[1024..1064]);
         assert_eq!(decode(&block), Some((1, Some(identity()))));
     }

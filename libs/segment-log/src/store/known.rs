@@ -90,7 +90,9 @@ impl Known {
         };
         let second = bytes.get(bytes.len() / 2..).and_then(Self::decode);
         let known = Self::decode(&bytes).or(second);
-        Ok(known.map(Some).ok_or_else(|| "no copy of the list has the right checksum".to_owned()))
+        Ok(known
+            .map(Some)
+            .ok_or_else(|| "no copy of the list has the right checksum".to_owned()))
     }
 
     /// Replaces the file, durably.
@@ -108,9 +110,14 @@ mod tests {
     fn the_list_survives_its_bytes_and_a_damaged_copy() {
         let mut known = Known::default();
         let group = RaftGroupId::new(5).unwrap();
-        known.0.insert(group, (ReplicaId::new(9).unwrap(), Presence::Aside));
+        known
+            .0
+            .insert(group, (ReplicaId::new(9).unwrap(), Presence::Aside));
         let copy = known.encode();
-        assert_eq!(&copy[24..48], b"\x05\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0");
+        assert_eq!(
+            &copy[24..48],
+            b"\x05\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0"
+        );
         assert_eq!(Known::decode(&copy), Some(known));
         let mut damaged = copy;
         damaged[30] ^= 1;

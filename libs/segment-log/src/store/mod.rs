@@ -23,8 +23,8 @@ use crate::disk::{Disk, DiskLock};
 use crate::group::GroupLog;
 use crate::options::Options;
 use crate::types::{
-    CommitOutcome, GroupCondition, GroupInfo, GroupSpec, Identity, LargeOutcome, Pressure, RoundLimit, RoundReport,
-    Space, Stats, Work,
+    CommitOutcome, GroupCondition, GroupInfo, GroupSpec, Identity, LargeOutcome, Pressure, RoundLimit,
+    RoundReport, Space, Stats, Work,
 };
 use crate::{Damage, OpenError};
 
@@ -58,7 +58,12 @@ pub struct Store(Arc<Inner>);
 impl Store {
     /// Opens a data directory, or makes it. Recovers every group; refuses other clusters, nodes and newer formats without
     /// changing a byte. Blocking.
-    pub fn open(disk: Arc<dyn Disk>, dir: &Path, identity: Identity, options: Options) -> Result<Self, OpenError> {
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        identity: Identity,
+        options: Options,
+    ) -> Result<Self, OpenError> {
         open::open(disk, dir, identity, options)
     }
 
@@ -77,12 +82,28 @@ impl Store {
         let mut out: BTreeMap<RaftGroupId, GroupInfo> = BTreeMap::new();
         for (group, log) in self.0.groups.read().iter() {
             let (spec, condition, path) = (Some(log.spec().clone()), log.condition(), log.dir().to_owned());
-            out.insert(*group, GroupInfo { group: *group, spec, condition, path });
+            out.insert(
+                *group,
+                GroupInfo {
+                    group: *group,
+                    spec,
+                    condition,
+                    path,
+                },
+            );
         }
         for (group, damaged) in self.0.damaged.read().iter() {
             let condition = GroupCondition::Damaged(damaged.damage.clone());
             let (spec, path) = (damaged.spec.clone(), damaged.path.clone());
-            out.insert(*group, GroupInfo { group: *group, spec, condition, path });
+            out.insert(
+                *group,
+                GroupInfo {
+                    group: *group,
+                    spec,
+                    condition,
+                    path,
+                },
+            );
         }
         out.into_values().collect()
     }
@@ -139,7 +160,10 @@ impl Store {
         let shared = &self.0.shared;
         let space = shared.disk.space(&shared.dir)?;
         let used = space.total_bytes.saturating_sub(space.available_bytes);
-        let percent = used.saturating_mul(100).checked_div(space.total_bytes).unwrap_or(0);
+        let percent = used
+            .saturating_mul(100)
+            .checked_div(space.total_bytes)
+            .unwrap_or(0);
         Ok(Space {
             total_bytes: space.total_bytes,
             available_bytes: space.available_bytes,
@@ -208,7 +232,9 @@ impl Store {
         shared.seal();
         shared.check_failed()?;
         let committer = shared.committer.lock();
-        shared.wal.save_position(committer.epoch(), committer.last_seq())?;
+        shared
+            .wal
+            .save_position(committer.epoch(), committer.last_seq())?;
         drop(committer);
         shared.latch_closed();
         self.0.lock.lock().take();

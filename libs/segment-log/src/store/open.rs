@@ -31,7 +31,8 @@ pub(super) fn open(
         identity::check(dir, found, expected)?;
     } else {
         disk.create_dir_all(dir).map_err(OpenError::io("create", dir))?;
-        disk.sync_dir(parent(dir)).map_err(OpenError::io("sync", parent(dir)))?;
+        disk.sync_dir(parent(dir))
+            .map_err(OpenError::io("sync", parent(dir)))?;
     }
     let lock = lock(&*disk, dir)?;
     // Another process may have made the directory meanwhile.
@@ -44,7 +45,8 @@ pub(super) fn open(
     let complete = known.is_some();
     for part in ["wal", "g"] {
         let path = dir.join(part);
-        disk.create_dir_all(&path).map_err(OpenError::io("create", &path))?;
+        disk.create_dir_all(&path)
+            .map_err(OpenError::io("create", &path))?;
     }
     disk.sync_dir(dir).map_err(OpenError::io("sync", dir))?;
     let shared = make_shared(disk, dir, expected, options)?;
@@ -52,7 +54,10 @@ pub(super) fn open(
     recovery.load_groups()?;
     recovery.replay(complete)?;
     let recovered = recovery.finish()?;
-    recovered.known.save(&*shared.disk, dir).map_err(OpenError::io("write", dir.join(known::FILE)))?;
+    recovered
+        .known
+        .save(&*shared.disk, dir)
+        .map_err(OpenError::io("write", dir.join(known::FILE)))?;
     shared.refresh_space();
     Ok(Store(Arc::new(Inner {
         shared,
@@ -75,9 +80,14 @@ fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn DiskLock>, OpenError> {
 fn load_known(disk: &dyn Disk, dir: &Path) -> Result<Option<Known>, OpenError> {
     let path = dir.join(known::FILE);
     let loaded = Known::load(disk, dir).map_err(OpenError::io("read", &path))?;
-    let there = disk.exists(&groups::groups_dir(dir)).map_err(OpenError::io("look at", &path))?;
+    let there = disk
+        .exists(&groups::groups_dir(dir))
+        .map_err(OpenError::io("look at", &path))?;
     let has_groups = there
-        && !disk.list(&groups::groups_dir(dir)).map_err(OpenError::io("list", groups::groups_dir(dir)))?.is_empty();
+        && !disk
+            .list(&groups::groups_dir(dir))
+            .map_err(OpenError::io("list", groups::groups_dir(dir)))?
+            .is_empty();
     match loaded {
         Ok(Some(known)) => Ok(Some(known)),
         Ok(None) if !has_groups => Ok(None),
@@ -92,14 +102,32 @@ fn load_known(disk: &dyn Disk, dir: &Path) -> Result<Option<Known>, OpenError> {
     }
 }
 
-fn make_shared(disk: Arc<dyn Disk>, dir: &Path, identity: Identity, options: Options) -> Result<Arc<Shared>, OpenError> {
-    let space = disk.space(dir).map_err(OpenError::io("ask for the room of", dir))?;
-    let reserve_bytes = options.reserve_bytes.unwrap_or((space.total_bytes / 20).min(MAX_RESERVE));
+fn make_shared(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    identity: Identity,
+    options: Options,
+) -> Result<Arc<Shared>, OpenError> {
+    let space = disk
+        .space(dir)
+        .map_err(OpenError::io("ask for the room of", dir))?;
+    let reserve_bytes = options
+        .reserve_bytes
+        .unwrap_or((space.total_bytes / 20).min(MAX_RESERVE));
     let wal_dir = dir.join("wal");
-    let position = WalPosition::load(&*disk, &wal_dir).map_err(OpenError::io("read", wal_dir.join("position")))?;
+    let position =
+        WalPosition::load(&*disk, &wal_dir).map_err(OpenError::io("read", wal_dir.join("position")))?;
     let wal = WalFiles::new(disk.clone(), wal_dir, options.wal_file_bytes, position);
     // Replaced when the end of the write-ahead log is known.
     let committer = Committer::new(identity, options.wal_file_bytes, 0, 1, 0);
     let dir = dir.to_owned();
-    Ok(Arc::new(Shared::new(SharedParts { disk, dir, identity, options, committer, wal, reserve_bytes })))
+    Ok(Arc::new(Shared::new(SharedParts {
+        disk,
+        dir,
+        identity,
+        options,
+        committer,
+        wal,
+        reserve_bytes,
+    })))
 }

@@ -29,8 +29,12 @@ struct Recovering {
     log: Arc<GroupLog>,
     /// Records in units up to this one are in the meta slot.
     wal_seq: u64,
+    /// Last record in the meta slot.
+    covered: u64,
     /// Only one slot was valid: the log must reach back to it.
     one_slot: Option<Damage>,
+    /// The other slot must be written again.
+    lost_slot: bool,
     /// Records may be lost from this unit on.
     suspect: Option<(u64, Damage)>,
     failed: Option<Damage>,
@@ -52,7 +56,12 @@ pub(super) struct Recovery {
 
 impl Recovery {
     pub(super) fn new(shared: Arc<Shared>, known: Known) -> Self {
-        Self { shared, known, groups: BTreeMap::new(), damaged: BTreeMap::new() }
+        Self {
+            shared,
+            known,
+            groups: BTreeMap::new(),
+            damaged: BTreeMap::new(),
+        }
     }
 
     /// Reads the meta slots of all groups.
@@ -62,13 +71,17 @@ impl Recovery {
         for entry in disk.list(&all).map_err(OpenError::io("list", &all))? {
             let path = all.join(&entry.name);
             if entry.name.ends_with(".new") {
-                disk.remove_dir_all(&path).map_err(OpenError::io("remove", &path))?;
+                disk.remove_dir_all(&path)
+                    .map_err(OpenError::io("remove", &path))?;
                 continue;
             }
-            let Ok(group) = RaftGroupId::from_hex(&entry.name) else { continue };
+            let Ok(group) = RaftGroupId::from_hex(&entry.name) else {
+                continue;
+            };
             match self.known.0.get(&group).map(|(_, presence)| *presence) {
                 Some(Presence::Dropped) => {
-                    disk.remove_dir_all(&path).map_err(OpenError::io("remove", &path))?;
+                    disk.remove_dir_all(&path)
+                        .map_err(OpenError::io("remove", &path))?;
                 }
                 Some(Presence::Aside) => {
                     move_aside(&self.shared, group, &path).map_err(OpenError::io("move aside", &path))?;
@@ -80,7 +93,12 @@ impl Recovery {
             let loaded = self.groups.contains_key(&group) || self.damaged.contains_key(&group);
             if presence == Presence::Here && !loaded {
                 let path = group_dir(&self.shared.dir, group);
-                self.add_damaged(group, None, &path, Damage::new(&path, 0, "the group's directory is missing"));
+                self.add_damaged(
+                    group,
+                    None,
+                    &path,
+                    Damage::new(&path, 0, "the group's directory is missing"),
+                );
             }
         }
         Ok(())
@@ -109,7 +127,10 @@ impl Recovery {
         }
         let newest = images.into_iter().max_by_key(|image| image.version);
         if let Some(image) = &newest {
-            self.known.0.entry(group).or_insert((image.spec.replica, Presence::Here));
+            self.known
+                .0
+                .entry(group)
+                .or_insert((image.spec.replica, Presence::Here));
         }
         if let Some(damage) = self.read_marker(dir)? {
             self.add_damaged(group, newest.map(|image| image.spec), dir, damage);
@@ -121,11 +142,28 @@ impl Recovery {
             return Ok(());
         };
         self.remove_other_generations(dir, image.dir_number)?;
-        let wal_seq = image.wal_seq;
+        let (wal_seq, covered) = (image.wal_seq, image.record);
         let spec = image.spec.clone();
-        let log = GroupLog::new(spec, dir.to_owned(), self.shared.clone(), GroupState::restore(image));
+        let log = GroupLog::new(
+            spec,
+            dir.to_owned(),
+            self.shared.clone(),
+            GroupState::restore(image),
+        );
         let log = Arc::new(log);
-        self.groups.insert(group, Recovering { log, wal_seq, one_slot: bad_slot, suspect: None, failed: None });
+        let (one_slot, lost_slot, suspect, failed) = (bad_slot, false, None, None);
+        self.groups.insert(
+            group,
+            Recovering {
+                log,
+                wal_seq,
+                covered,
+                one_slot,
+                lost_slot,
+                suspect,
+                failed,
+            },
+        );
         Ok(())
     }
 
@@ -135,7 +173,13 @@ impl Recovery {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 return Err(OpenError::io("read", path)(error));
             }
-            Err(error) => return Ok(Err(Damage::new(path, 0, format!("the meta slot cannot be read: {error}")))),
+            Err(error) => {
+                return Ok(Err(Damage::new(
+                    path,
+                    0,
+                    format!("the meta slot cannot be read: {error}"),
+                )));
+            }
         };
         let image = MetaImage::decode(&bytes, &self.shared.identity, group);
         Ok(image.ok_or_else(|| Damage::new(path, 0, "no copy of the meta slot has the right checksum")))
@@ -155,9 +199,13 @@ impl Recovery {
         let disk = &self.shared.disk;
         for entry in disk.list(dir).map_err(OpenError::io("list", dir))? {
             let path = dir.join(&entry.name);
-            let number = entry.name.strip_prefix('d').and_then(|digits| digits.parse::<u64>().ok());
+            let number = entry
+                .name
+                .strip_prefix('d')
+                .and_then(|digits| digits.parse::<u64>().ok());
             if entry.is_dir && number.is_some_and(|number| number != current) {
-                disk.remove_dir_all(&path).map_err(OpenError::io("remove", &path))?;
+                disk.remove_dir_all(&path)
+                    .map_err(OpenError::io("remove", &path))?;
             }
         }
         Ok(())
@@ -174,7 +222,11 @@ impl Recovery {
         if position.is_none() && complete {
             let path = dir.join("position");
             if result.live.is_empty() {
-                self.gap(0, u64::MAX, &Damage::new(path, 0, "the write-ahead log is missing"));
+                self.gap(
+                    0,
+                    u64::MAX,
+                    &Damage::new(path, 0, "the write-ahead log is missing"),
+                );
             } else {
                 tracing::warn!(file = %path.display(), "position of the write-ahead log is missing or damaged, made again");
             }
@@ -186,7 +238,12 @@ impl Recovery {
     fn event(&mut self, event: ScanEvent) -> Result<(), OpenError> {
         match event {
             ScanEvent::Gap { from, to, damage } => self.gap(from, to, &damage),
-            ScanEvent::Unit { file, seq, seal, records } => {
+            ScanEvent::Unit {
+                file,
+                seq,
+                seal,
+                records,
+            } => {
                 for (header, body) in records {
                     if seal && header.kind == RecordKind::Numbers {
                         self.seal(&body);
@@ -216,7 +273,9 @@ impl Recovery {
 
     /// A seal lists the last numbers of all groups that had a record lately.
     fn seal(&mut self, body: &Bytes) {
-        let Some(numbers) = Numbers::decode(body) else { return };
+        let Some(numbers) = Numbers::decode(body) else {
+            return;
+        };
         let last: BTreeMap<u64, u64> = numbers.last.into_iter().collect();
         for (id, group) in &mut self.groups {
             let Some((from, _)) = &group.suspect else { continue };
@@ -232,7 +291,9 @@ impl Recovery {
     }
 
     fn record(&mut self, file: u64, seq: u64, header: RecordHeader, body: &Bytes) {
-        let Ok(id) = RaftGroupId::new(header.group) else { return };
+        let Ok(id) = RaftGroupId::new(header.group) else {
+            return;
+        };
         let path = self.shared.dir.join("wal").join(format!("{file:016x}.wal"));
         let Some(group) = self.groups.get_mut(&id) else {
             if !self.known.0.contains_key(&id) && !self.damaged.contains_key(&id) {
@@ -250,7 +311,12 @@ impl Recovery {
             return;
         }
         if header.number > found + 1 {
-            let what = format!("records {} to {} of group {} are lost", found + 1, header.number - 1, id.to_hex());
+            let what = format!(
+                "records {} to {} of group {} are lost",
+                found + 1,
+                header.number - 1,
+                id.to_hex()
+            );
             let lost = group.suspect.take().map(|(_, damage)| damage);
             group.failed = Some(lost.unwrap_or_else(|| Damage::new(path, 0, what)));
             return;
@@ -277,7 +343,11 @@ impl Recovery {
                 continue;
             }
             if let Err(error) = group.log.flush() {
-                group.failed = Some(Damage::new(group.log.dir(), 0, format!("flush group {}: {error}", id.to_hex())));
+                group.failed = Some(Damage::new(
+                    group.log.dir(),
+                    0,
+                    format!("flush group {}: {error}", id.to_hex()),
+                ));
             }
         }
     }
@@ -286,10 +356,14 @@ impl Recovery {
     fn demand_proof(&mut self, result: &ScanResult) {
         let start = result.live.first().map_or(result.next_seq, |file| file.first_seq);
         for (id, group) in &mut self.groups {
-            let Some(damage) = group.one_slot.take() else { continue };
-            if start <= group.wal_seq + 1 {
+            let Some(damage) = group.one_slot.take() else {
+                continue;
+            };
+            // The record right behind the slot is there, so all later ones are; or the log reaches back to before the slot.
+            let continued = group.log.durable_record() > group.covered;
+            if continued || start <= group.wal_seq + 1 {
                 tracing::warn!(group = %id.to_hex(), %damage, "meta slot is lost, the log proves the other one");
-                group.log.state().dirty = true;
+                group.lost_slot = !continued;
             } else {
                 group.failed = group.failed.take().or(Some(damage));
             }
@@ -311,9 +385,15 @@ impl Recovery {
         *shared.committer.lock() =
             Committer::new(shared.identity, bytes, epoch, result.next_seq, result.last_number);
         shared.wal.set_live(result.live);
-        shared.wal.adopt_spares(&result.unused).map_err(OpenError::io("prepare", dir))?;
+        shared
+            .wal
+            .adopt_spares(&result.unused)
+            .map_err(OpenError::io("prepare", dir))?;
         shared.wal.prepare(1).map_err(OpenError::io("prepare", dir))?;
-        shared.wal.save_position(epoch, result.next_seq - 1).map_err(OpenError::io("write", dir.join("position")))
+        shared
+            .wal
+            .save_position(epoch, result.next_seq - 1)
+            .map_err(OpenError::io("write", dir.join("position")))
     }
 
     /// Judges every group.
@@ -327,6 +407,12 @@ impl Recovery {
             };
             match damage {
                 None => {
+                    if group.lost_slot {
+                        group
+                            .log
+                            .rewrite_meta()
+                            .map_err(OpenError::io("write a meta slot in", group.log.dir()))?;
+                    }
                     groups.insert(id, group.log);
                 }
                 Some(damage) => {
@@ -336,7 +422,11 @@ impl Recovery {
                 }
             }
         }
-        Ok(Recovered { groups, damaged: self.damaged, known: self.known })
+        Ok(Recovered {
+            groups,
+            damaged: self.damaged,
+            known: self.known,
+        })
     }
 
     fn check_group(&self, log: &Arc<GroupLog>) -> Result<Option<Damage>, OpenError> {
@@ -353,7 +443,10 @@ impl Recovery {
         for entry in self.shared.disk.list(&dir).map_err(OpenError::io("list", &dir))? {
             if entry.name.ends_with(".tmp") {
                 let path = dir.join(&entry.name);
-                self.shared.disk.remove_file(&path).map_err(OpenError::io("remove", &path))?;
+                self.shared
+                    .disk
+                    .remove_file(&path)
+                    .map_err(OpenError::io("remove", &path))?;
             } else {
                 names.push(entry.name);
             }

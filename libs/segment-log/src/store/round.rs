@@ -23,8 +23,14 @@ impl Inner {
         let written_before = self.shared.since_checkpoint.load(Ordering::Relaxed);
         let groups: Vec<Arc<GroupLog>> = {
             let groups = self.groups.read();
-            let from = round.next.unwrap_or(RaftGroupId::new(1).map_err(io::Error::other)?);
-            groups.range(from..).chain(groups.range(..from)).map(|(_, group)| group.clone()).collect()
+            let from = round
+                .next
+                .unwrap_or(RaftGroupId::new(1).map_err(io::Error::other)?);
+            groups
+                .range(from..)
+                .chain(groups.range(..from))
+                .map(|(_, group)| group.clone())
+                .collect()
         };
         let mut report = RoundReport::default();
         round.next = None;
@@ -43,7 +49,9 @@ impl Inner {
             self.delete_one(group, &mut report);
         }
         if report.remaining == 0 {
-            self.shared.since_checkpoint.fetch_sub(written_before, Ordering::Relaxed);
+            self.shared
+                .since_checkpoint
+                .fetch_sub(written_before, Ordering::Relaxed);
         }
         self.shared.checkpoint_ran();
         self.forget_indexes(&groups);

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use crate::RefusedReason;
 use crate::disk::Disk;
 use crate::group::{InstallJob, LargeJob};
 use crate::options::Options;
 use crate::segment::FileCache;
 use crate::types::{Identity, Work};
 use crate::wal::{Committer, Queue, WalFiles};
-use crate::RefusedReason;
 
 /// After so many appended bytes the disk is asked again how much room it has.
 const SPACE_CHECK_BYTES: i64 = 16 << 20;
@@ -62,8 +62,16 @@ pub(crate) struct LargeQueue {
 
 impl LargeQueue {
     pub(crate) fn new() -> Self {
-        let inner = LargeInner { items: VecDeque::new(), signals: 0, stopped: false };
-        Self { inner: Mutex::new(inner), ready: Condvar::new(), driver: Mutex::new(()) }
+        let inner = LargeInner {
+            items: VecDeque::new(),
+            signals: 0,
+            stopped: false,
+        };
+        Self {
+            inner: Mutex::new(inner),
+            ready: Condvar::new(),
+            driver: Mutex::new(()),
+        }
     }
 
     pub(crate) fn push(&self, job: LargeJob) {
@@ -143,7 +151,15 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(parts: SharedParts) -> Self {
-        let SharedParts { disk, dir, identity, options, committer, wal, reserve_bytes } = parts;
+        let SharedParts {
+            disk,
+            dir,
+            identity,
+            options,
+            committer,
+            wal,
+            reserve_bytes,
+        } = parts;
         Self {
             queue: Queue::new(options.unit_bytes),
             completed_seq: AtomicU64::new(committer.last_seq()),
@@ -229,22 +245,30 @@ impl Shared {
 
     /// Whether an append of `bytes` may be taken.
     pub(crate) fn admit(&self, bytes: u64) -> Result<(), RefusedReason> {
-        self.check_failed().map_err(|error| RefusedReason::Failed(error.to_string()))?;
+        self.check_failed()
+            .map_err(|error| RefusedReason::Failed(error.to_string()))?;
         self.admit_space(bytes)?;
         let queued = self.queued();
         let unflushed = self.unflushed.load(Ordering::Relaxed);
         let would_exceed = |held: u64, limit: u64| held > 0 && held.saturating_add(bytes) > limit;
         let refused = if would_exceed(queued, self.options.queue_bytes) {
             Some((queued, self.options.queue_bytes))
-        } else if would_exceed(unflushed, self.options.unflushed_bytes) || self.in_memory() > self.memory_limit() {
+        } else if would_exceed(unflushed, self.options.unflushed_bytes)
+            || self.in_memory() > self.memory_limit()
+        {
             Some((self.in_memory(), self.memory_limit()))
         } else {
             let live = self.wal_live_bytes();
             (live >= self.options.max_wal_bytes).then_some((live, self.options.max_wal_bytes))
         };
-        let Some((queued_bytes, limit_bytes)) = refused else { return Ok(()) };
+        let Some((queued_bytes, limit_bytes)) = refused else {
+            return Ok(());
+        };
         self.room_wanted.store(true, Ordering::Relaxed);
-        Err(RefusedReason::WouldExceed { queued_bytes, limit_bytes })
+        Err(RefusedReason::WouldExceed {
+            queued_bytes,
+            limit_bytes,
+        })
     }
 
     fn admit_space(&self, bytes: u64) -> Result<(), RefusedReason> {

@@ -1,9 +1,9 @@
 //! One behaviour per test, without faults.
 
 use super::harness::*;
+use crate::SimDisk;
 use crate::testing::{batch, command_of, log_id, spec};
 use crate::types::RoundLimit;
-use crate::SimDisk;
 use ptah_types::LogIndex;
 
 #[test]

@@ -81,7 +81,10 @@ pub(super) fn append_now(store: &Store, group: &Arc<GroupLog>, frames: Vec<Frame
 
 /// Files whose name contains `part`.
 pub(super) fn files(disk: &SimDisk, part: &str) -> Vec<PathBuf> {
-    disk.files().into_iter().filter(|path| path.to_string_lossy().contains(part)).collect()
+    disk.files()
+        .into_iter()
+        .filter(|path| path.to_string_lossy().contains(part))
+        .collect()
 }
 
 /// Power cut and restart of the disk.

@@ -46,6 +46,34 @@ struct View {
     next_sequence: u64,
 }
 
+impl View {
+    fn short(&self) -> String {
+        let entries: Vec<_> = self
+            .entries
+            .values()
+            .map(|f| (f.index.0, f.term.0, f.payload_crc % 1000))
+            .collect();
+        let messages: Vec<_> = self
+            .messages
+            .iter()
+            .map(|(base, f)| (*base, f.index.0, f.count))
+            .collect();
+        let Self {
+            vote,
+            committed,
+            purged,
+            last,
+            first_sequence,
+            next_sequence,
+            ..
+        } = self;
+        format!(
+            "{vote:?} committed {committed:?} purged {purged:?} last {last:?} sequences {first_sequence}..{next_sequence} \
+             entries {entries:?} messages {messages:?}"
+        )
+    }
+}
+
 #[derive(Default)]
 struct Model {
     /// States after each operation; the first is the one after the last restart.
@@ -58,8 +86,15 @@ struct Model {
 
 impl Model {
     fn new() -> Self {
-        let first = View { first_sequence: 1, next_sequence: 1, ..View::default() };
-        Self { states: vec![first], ..Self::default() }
+        let first = View {
+            first_sequence: 1,
+            next_sequence: 1,
+            ..View::default()
+        };
+        Self {
+            states: vec![first],
+            ..Self::default()
+        }
     }
 
     fn now(&self) -> &View {
@@ -114,7 +149,10 @@ fn view(group: &Arc<GroupLog>) -> Result<View, String> {
     }
     let mut at = group.first_sequence();
     while at < group.next_sequence() {
-        for frame in group.read_messages(at, group.next_sequence(), 10_000).map_err(text)? {
+        for frame in group
+            .read_messages(at, group.next_sequence(), 10_000)
+            .map_err(text)?
+        {
             at = frame.end_sequence().unwrap();
             out.messages.insert(frame.base_sequence.unwrap().get(), frame);
         }
@@ -126,6 +164,8 @@ struct Run {
     disk: SimDisk,
     rng: Rng,
     models: Vec<Model>,
+    /// Prints every step: for a seed that fails.
+    trace: bool,
 }
 
 impl Run {
@@ -164,7 +204,8 @@ impl Run {
                     model.step(|view| {
                         view.last = Some(frame.log_id());
                         if let Some(end) = frame.end_sequence() {
-                            view.messages.insert(frame.base_sequence.unwrap().get(), frame.clone());
+                            view.messages
+                                .insert(frame.base_sequence.unwrap().get(), frame.clone());
                             view.next_sequence = end.get();
                         }
                         view.entries.insert(frame.index, frame);
@@ -173,7 +214,10 @@ impl Run {
                 model.wait(outcome);
             }
             Err(refused) => {
-                let fine = matches!(refused.reason, RefusedReason::WouldExceed { .. } | RefusedReason::Failed(_));
+                let fine = matches!(
+                    refused.reason,
+                    RefusedReason::WouldExceed { .. } | RefusedReason::Failed(_)
+                );
                 assert!(fine, "{refused:?}");
             }
         }
@@ -182,8 +226,20 @@ impl Run {
     fn truncate(&mut self, number: u64, group: &Arc<GroupLog>) {
         let model = &mut self.models[number as usize];
         let view = model.now().clone();
-        let floor = [view.purged, view.committed, model.checkpoint.as_ref().map(|c| c.0)].into_iter().flatten().max();
-        let candidates: Vec<LogId> = view.entries.values().map(Frame::log_id).filter(|id| Some(*id) >= floor).collect();
+        let floor = [
+            view.purged,
+            view.committed,
+            model.checkpoint.as_ref().map(|c| c.0),
+        ]
+        .into_iter()
+        .flatten()
+        .max();
+        let candidates: Vec<LogId> = view
+            .entries
+            .values()
+            .map(Frame::log_id)
+            .filter(|id| Some(*id) >= floor)
+            .collect();
         let after = if candidates.is_empty() || (floor.is_none() && self.rng.below(8) == 0) {
             floor
         } else {
@@ -193,14 +249,20 @@ impl Run {
         };
         let outcome = Outcome::default();
         group.truncate_after(after, outcome.done());
-        if outcome.is_err() {
+        // Nothing to do is answered at once: that says nothing about earlier operations.
+        if outcome.is_err() || after == view.last {
             return;
         }
         model.step(|view| {
             view.last = after;
-            view.entries.retain(|index, _| after.is_some_and(|after| *index <= after.index));
-            let purged = view.purged.map(|purged| purged.index).max(after.map(|after| after.index));
-            view.messages.retain(|_, frame| purged.is_some_and(|purged| frame.index <= purged));
+            view.entries
+                .retain(|index, _| after.is_some_and(|after| *index <= after.index));
+            let purged = view
+                .purged
+                .map(|purged| purged.index)
+                .max(after.map(|after| after.index));
+            view.messages
+                .retain(|_, frame| purged.is_some_and(|purged| frame.index <= purged));
             let end = view.messages.values().next_back().and_then(Frame::end_sequence);
             view.next_sequence = end.map_or(view.first_sequence, Sequence::get);
         });
@@ -210,9 +272,16 @@ impl Run {
     fn purge(&mut self, number: u64, group: &Arc<GroupLog>) {
         let model = &mut self.models[number as usize];
         let view = model.now();
-        let Some((at, _)) = model.checkpoint.clone() else { return };
+        let Some((at, _)) = model.checkpoint.clone() else {
+            return;
+        };
         let upto = at.index.0 - self.rng.below(3).min(at.index.0);
-        let Some(upto) = group.log_id_at(LogIndex(upto)).filter(|upto| Some(*upto) > view.purged) else { return };
+        let Some(upto) = group
+            .log_id_at(LogIndex(upto))
+            .filter(|upto| Some(*upto) > view.purged)
+        else {
+            return;
+        };
         let outcome = Outcome::default();
         group.purge(upto, outcome.done());
         model.step(|view| {
@@ -236,9 +305,13 @@ impl Run {
     }
 
     fn checkpoint(&mut self, number: u64, group: &Arc<GroupLog>) {
-        let Some(flushed) = group.flushed_log_id() else { return };
+        let Some(flushed) = group.flushed_log_id() else {
+            return;
+        };
         let back = self.rng.below(4).min(flushed.index.0);
-        let Some(at) = group.log_id_at(LogIndex(flushed.index.0 - back)) else { return };
+        let Some(at) = group.log_id_at(LogIndex(flushed.index.0 - back)) else {
+            return;
+        };
         let state = Bytes::from(format!("state of {number} at {at}"));
         if group.write_checkpoint(at, state.clone()).is_ok() {
             self.models[number as usize].checkpoint = Some((at, state));
@@ -251,11 +324,18 @@ impl Run {
         let model = &mut self.models[number as usize];
         if choice == 0 {
             let voted_for = ReplicaId::new(term).ok();
-            let vote = VoteRecord { term: Term(term), voted_for, committed: term % 2 == 0 };
+            let vote = VoteRecord {
+                term: Term(term),
+                voted_for,
+                committed: term % 2 == 0,
+            };
             group.save_vote(vote, outcome.done());
             model.step(|view| view.vote = Some(vote));
             model.wait(outcome);
-        } else if let Some(flushed) = group.flushed_log_id().filter(|flushed| Some(*flushed) > model.now().committed) {
+        } else if let Some(flushed) = group
+            .flushed_log_id()
+            .filter(|flushed| Some(*flushed) > model.now().committed)
+        {
             group.save_committed(flushed);
             model.step(|view| view.committed = Some(flushed));
         }
@@ -266,7 +346,27 @@ impl Run {
         let Some(group) = store.group(group_id(number + 1)) else {
             return Err(format!("group {} is gone", number + 1));
         };
-        match self.rng.below(30) {
+        let choice = self.rng.below(30);
+        if self.trace {
+            let state = group.state();
+            let open = state
+                .messages
+                .segments
+                .iter()
+                .map(|s| (s.first_index.0, s.written, s.length, s.exists))
+                .collect::<Vec<_>>();
+            eprintln!(
+                "{choice} group {} last {:?} durable {} next {} barrier {} messages {open:?} cuts {:?} deletes {:?}",
+                number + 1,
+                state.last.map(|l| l.index.0),
+                state.durable_record,
+                state.next_record,
+                state.barrier,
+                state.cuts,
+                state.deletes
+            );
+        }
+        match choice {
             0..=9 => self.append(number, &group),
             10 => self.small_op(number, &group, 0),
             11 => self.small_op(number, &group, 1),
@@ -276,7 +376,10 @@ impl Run {
             15 => self.checkpoint(number, &group),
             16 => drop(store.seal()),
             17 => {
-                let limit = RoundLimit { groups: 1 + self.rng.below(3) as usize, bytes: u64::MAX };
+                let limit = RoundLimit {
+                    groups: 1 + self.rng.below(3) as usize,
+                    bytes: u64::MAX,
+                };
                 drop(store.checkpoint_round(limit));
             }
             18..=22 => drop(store.write_large_pending()),
@@ -284,10 +387,14 @@ impl Run {
         }
         self.models.iter_mut().for_each(Model::collect);
         if check && self.rng.below(12) == 0 && !self.disk.is_off() {
-            let found = view(&group)?;
+            let found = view(&group).map_err(|error| format!("live: {error}"))?;
             let wanted = self.models[number as usize].now();
             if found != *wanted {
-                return Err(format!("live: found {found:?}\nwanted {wanted:?}"));
+                return Err(format!(
+                    "live: found {}\nwanted {}",
+                    found.short(),
+                    wanted.short()
+                ));
             }
         }
         Ok(())
@@ -304,11 +411,17 @@ impl Run {
             let model = &mut self.models[number as usize];
             model.collect();
             let group = store.group(group_id(number + 1)).ok_or("a group is gone")?;
-            let found = view(&group)?;
+            let found = view(&group).map_err(|error| format!("recovered group {}: {error}", number + 1))?;
             let possible = &model.states[model.acknowledged..];
             if !possible.contains(&found) {
                 let wanted = &model.states[model.acknowledged];
-                return Err(format!("group {}: found {found:#?}\nacknowledged was {wanted:#?}", number + 1));
+                return Err(format!(
+                    "group {}: found {}\nacknowledged was {}\nlast was {}",
+                    number + 1,
+                    found.short(),
+                    wanted.short(),
+                    model.now().short()
+                ));
             }
             if let Some((at, state)) = &model.checkpoint {
                 let newest = group.latest_checkpoint().map_err(|error| error.to_string())?;
@@ -334,10 +447,17 @@ impl Run {
 fn run(seed: u64, lie: bool) -> Result<(), String> {
     let disk = SimDisk::new(seed);
     let models = (0..GROUPS).map(|_| Model::new()).collect();
-    let mut run = Run { disk: disk.clone(), rng: Rng(seed.wrapping_mul(0x9e37_79b9) | 1), models };
+    let mut run = Run {
+        disk: disk.clone(),
+        rng: Rng(seed.wrapping_mul(0x9e37_79b9) | 1),
+        models,
+        trace: std::env::var_os("PTAH_TRACE").is_some(),
+    };
     let mut store = open_with(&disk, tiny()).map_err(|error| error.to_string())?;
     for number in 0..GROUPS {
-        store.create_group(spec(number + 1, SEGMENT_BYTES)).map_err(|error| error.to_string())?;
+        store
+            .create_group(spec(number + 1, SEGMENT_BYTES))
+            .map_err(|error| error.to_string())?;
     }
     disk.set_ignore_syncs(lie);
     for _ in 0..4 {
@@ -373,8 +493,12 @@ fn run(seed: u64, lie: bool) -> Result<(), String> {
 
 #[test]
 fn what_was_acknowledged_survives_power_cuts_at_any_write() {
-    let seeds = std::env::var_os("PTAH_SEEDS").and_then(|text| text.to_str()?.parse().ok()).unwrap_or(400);
-    let first = std::env::var_os("PTAH_SEED").and_then(|text| text.to_str()?.parse().ok()).unwrap_or(1);
+    let seeds = std::env::var_os("PTAH_SEEDS")
+        .and_then(|text| text.to_str()?.parse().ok())
+        .unwrap_or(400);
+    let first = std::env::var_os("PTAH_SEED")
+        .and_then(|text| text.to_str()?.parse().ok())
+        .unwrap_or(1);
     for seed in first..first + seeds {
         if let Err(what) = run(seed, false) {
             panic!("seed {seed}: {what}");
@@ -385,7 +509,10 @@ fn what_was_acknowledged_survives_power_cuts_at_any_write() {
 #[test]
 fn the_harness_notices_a_disk_that_does_not_sync() {
     let caught = (1..40).filter(|seed| run(*seed, true).is_err()).count();
-    assert!(caught >= 20, "only {caught} of 39 runs noticed that nothing was synced");
+    assert!(
+        caught >= 20,
+        "only {caught} of 39 runs noticed that nothing was synced"
+    );
 }
 
 #[test]
@@ -400,7 +527,10 @@ fn the_same_seed_gives_the_same_disk() {
         disk.crash_after_writes(5);
         drop(store.checkpoint_round(RoundLimit::default()));
         power_cycle(&disk);
-        disk.files().into_iter().map(|path| (disk.contents(&path), path)).collect::<Vec<_>>()
+        disk.files()
+            .into_iter()
+            .map(|path| (disk.contents(&path), path))
+            .collect::<Vec<_>>()
     };
     assert_eq!(contents(7), contents(7));
     assert_eq!(log_id(1, 2), log_id(1, 2));

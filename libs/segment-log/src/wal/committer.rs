@@ -56,8 +56,17 @@ pub(crate) struct Written {
 
 impl Committer {
     /// Starts a new epoch behind `next_seq - 1`, in a file behind `last_number`.
-    pub(crate) fn new(identity: Identity, file_bytes: u64, epoch: u64, next_seq: u64, last_number: u64) -> Self {
-        let notes = || Notes { since_seq: next_seq, last: Vec::new() };
+    pub(crate) fn new(
+        identity: Identity,
+        file_bytes: u64,
+        epoch: u64,
+        next_seq: u64,
+        last_number: u64,
+    ) -> Self {
+        let notes = || Notes {
+            since_seq: next_seq,
+            last: Vec::new(),
+        };
         Self {
             identity,
             file_bytes,
@@ -111,10 +120,17 @@ impl Committer {
         self.next_seq += 1;
         self.unsealed = kind == UnitKind::Data;
         if header.is_some() {
-            files.add_live(LiveFile { number: self.number, first_seq: seq });
+            files.add_live(LiveFile {
+                number: self.number,
+                first_seq: seq,
+            });
             files.save_position(self.epoch, seq)?;
         }
-        Ok(Written { seq, file: self.number, bytes })
+        Ok(Written {
+            seq,
+            file: self.number,
+            bytes,
+        })
     }
 
     /// Opens the next file; its header is written together with the first unit.
@@ -137,12 +153,18 @@ impl Committer {
         let mut last: BTreeMap<u64, u64> = self.older_notes.last.iter().copied().collect();
         last.extend(self.notes.last.iter().copied());
         let last = last.into_iter().take(NOTES * 4).collect();
-        let numbers = Numbers { since_seq: self.older_notes.since_seq, last };
+        let numbers = Numbers {
+            since_seq: self.older_notes.since_seq,
+            last,
+        };
         let mut unit = Unit::new();
         unit.push_raw(RecordKind::Numbers, &numbers.encode());
         let written = self.write(files, &mut unit, UnitKind::Seal)?;
         // Two seals overlap, so that a damaged seal costs no proof.
-        let fresh = Notes { since_seq: written.seq + 1, last: Vec::new() };
+        let fresh = Notes {
+            since_seq: written.seq + 1,
+            last: Vec::new(),
+        };
         self.older_notes = std::mem::replace(&mut self.notes, fresh);
         Ok(written)
     }

@@ -112,10 +112,26 @@ pub(crate) fn parse_file_name(name: &str) -> Option<u64> {
 }
 
 impl WalFiles {
-    pub(crate) fn new(disk: Arc<dyn Disk>, dir: PathBuf, file_bytes: u64, position: Option<WalPosition>) -> Self {
-        let inner =
-            Inner { live: VecDeque::new(), spares: Vec::new(), next_spare: 1, position, recycled: 0, created: 0 };
-        Self { disk, dir, file_bytes, inner: Mutex::new(inner) }
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        file_bytes: u64,
+        position: Option<WalPosition>,
+    ) -> Self {
+        let inner = Inner {
+            live: VecDeque::new(),
+            spares: Vec::new(),
+            next_spare: 1,
+            position,
+            recycled: 0,
+            created: 0,
+        };
+        Self {
+            disk,
+            dir,
+            file_bytes,
+            inner: Mutex::new(inner),
+        }
     }
 
     /// What the position file said last.
@@ -211,7 +227,13 @@ impl WalFiles {
         self.write_position(&mut inner, epoch, first_file, last_seq)
     }
 
-    fn write_position(&self, inner: &mut Inner, epoch: u64, first_file: u64, last_seq: u64) -> io::Result<()> {
+    fn write_position(
+        &self,
+        inner: &mut Inner,
+        epoch: u64,
+        first_file: u64,
+        last_seq: u64,
+    ) -> io::Result<()> {
         let next = WalPosition {
             version: inner.position.map_or(0, |position| position.version) + 1,
             epoch,
@@ -221,7 +243,11 @@ impl WalFiles {
         };
         let path = self.dir.join("position");
         let is_new = !self.disk.exists(&path)?;
-        let file = if is_new { self.disk.create(&path)? } else { self.disk.open(&path)? };
+        let file = if is_new {
+            self.disk.create(&path)?
+        } else {
+            self.disk.open(&path)?
+        };
         let block = next.encode();
         file.write_at(&mut [IoSlice::new(&block)], next.version % 2 * BLOCK as u64)?;
         file.sync_data()?;
@@ -237,7 +263,12 @@ impl WalFiles {
         let mut inner = self.inner.lock();
         let old = |file: &LiveFile| file.number < needed;
         // The newest file is where the next unit goes.
-        let count = inner.live.iter().take(inner.live.len().saturating_sub(1)).take_while(|f| old(f)).count();
+        let count = inner
+            .live
+            .iter()
+            .take(inner.live.len().saturating_sub(1))
+            .take_while(|f| old(f))
+            .count();
         if count == 0 {
             return Ok(0);
         }
@@ -262,7 +293,12 @@ impl WalFiles {
     /// Files in use, spare, recycled and made since the store was opened.
     pub(crate) fn counts(&self) -> (u64, u64, u64, u64) {
         let inner = self.inner.lock();
-        (inner.live.len() as u64, inner.spares.len() as u64, inner.recycled, inner.created)
+        (
+            inner.live.len() as u64,
+            inner.spares.len() as u64,
+            inner.recycled,
+            inner.created,
+        )
     }
 
     pub(crate) fn last_number(&self) -> u64 {

@@ -188,12 +188,23 @@ pub(crate) struct StreamEnd {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Record {
     Append(Vec<Frame>),
-    AppendLarge { segment: LogIndex, position: u64, header: FrameHeader },
+    AppendLarge {
+        segment: LogIndex,
+        position: u64,
+        header: FrameHeader,
+    },
     Vote(VoteRecord),
     Committed(LogId),
-    Truncate { after: Option<LogId>, messages: Option<StreamEnd>, commands: Option<StreamEnd>, next_sequence: u64 },
+    Truncate {
+        after: Option<LogId>,
+        messages: Option<StreamEnd>,
+        commands: Option<StreamEnd>,
+        next_sequence: u64,
+    },
     Purge(LogId),
-    DropMessages { first_kept: LogIndex },
+    DropMessages {
+        first_kept: LogIndex,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -227,7 +238,12 @@ impl RecordHeader {
             _ => return Err(Short),
         };
         reader.take(3)?;
-        Ok(Self { kind, len: reader.u32()?, group: reader.u64()?, number: reader.u64()? })
+        Ok(Self {
+            kind,
+            len: reader.u32()?,
+            group: reader.u64()?,
+            number: reader.u64()?,
+        })
     }
 }
 
@@ -251,7 +267,10 @@ fn put_log_id(out: &mut Vec<u8>, id: LogId) {
 }
 
 fn read_log_id(reader: &mut Reader<'_>) -> Result<LogId, Short> {
-    Ok(LogId { term: Term(reader.u64()?), index: LogIndex(reader.u64()?) })
+    Ok(LogId {
+        term: Term(reader.u64()?),
+        index: LogIndex(reader.u64()?),
+    })
 }
 
 fn put_end(out: &mut Vec<u8>, end: Option<&StreamEnd>) {
@@ -301,7 +320,11 @@ impl Record {
                     out.extend_from_slice(&frame.payload);
                 }
             }
-            Self::AppendLarge { segment, position, header } => {
+            Self::AppendLarge {
+                segment,
+                position,
+                header,
+            } => {
                 out.extend_from_slice(&segment.0.to_le_bytes());
                 out.extend_from_slice(&position.to_le_bytes());
                 out.extend_from_slice(&header.encode());
@@ -312,7 +335,12 @@ impl Record {
                 out.extend_from_slice(&u64::from(vote.committed).to_le_bytes());
             }
             Self::Committed(id) | Self::Purge(id) => put_log_id(out, *id),
-            Self::Truncate { after, messages, commands, next_sequence } => {
+            Self::Truncate {
+                after,
+                messages,
+                commands,
+                next_sequence,
+            } => {
                 out.extend_from_slice(&u64::from(after.is_some()).to_le_bytes());
                 put_log_id(out, after.unwrap_or_default());
                 put_end(out, messages.as_ref());
@@ -333,7 +361,11 @@ impl Record {
         reader.rest().is_empty().then_some(record)
     }
 
-    fn decode_small(kind: RecordKind, group: RaftGroupId, reader: &mut Reader<'_>) -> Result<Option<Self>, Short> {
+    fn decode_small(
+        kind: RecordKind,
+        group: RaftGroupId,
+        reader: &mut Reader<'_>,
+    ) -> Result<Option<Self>, Short> {
         Ok(Some(match kind {
             RecordKind::Append | RecordKind::Numbers => return Ok(None),
             RecordKind::AppendLarge => {
@@ -343,7 +375,11 @@ impl Record {
                 if header.fields().group != group {
                     return Ok(None);
                 }
-                Self::AppendLarge { segment, position, header }
+                Self::AppendLarge {
+                    segment,
+                    position,
+                    header,
+                }
             }
             RecordKind::Vote => Self::Vote(VoteRecord {
                 term: Term(reader.u64()?),
@@ -362,7 +398,9 @@ impl Record {
                     next_sequence: reader.u64()?,
                 }
             }
-            RecordKind::DropMessages => Self::DropMessages { first_kept: LogIndex(reader.u64()?) },
+            RecordKind::DropMessages => Self::DropMessages {
+                first_kept: LogIndex(reader.u64()?),
+            },
         }))
     }
 }

@@ -9,7 +9,7 @@ mod scan;
 pub(crate) use committer::Committer;
 pub(crate) use files::{WalFiles, WalPosition};
 pub(crate) use format::{
-    BLOCK, FORMAT, Numbers, Record, RecordHeader, RecordKind, StreamEnd, UnitKind, RECORD_HEADER_LEN,
+    BLOCK, FORMAT, Numbers, RECORD_HEADER_LEN, Record, RecordHeader, RecordKind, StreamEnd, UnitKind,
 };
 pub(crate) use queue::{Completion, Effect, Queue, Unit, record_room};
 pub(crate) use scan::{ScanEvent, ScanResult, scan};

@@ -10,12 +10,14 @@ use parking_lot::{Condvar, Mutex};
 use ptah_types::LogId;
 
 use crate::FlushDone;
+use crate::Frame;
 use crate::codec::RunningCrc;
 use crate::frame::FRAME_HEADER_LEN;
 use crate::group::GroupLog;
 use crate::types::VoteRecord;
-use crate::wal::format::{RECORD_HEADER_LEN, Record, RecordHeader, RecordKind, UNIT_HEADER_LEN, UnitHeader, UnitKind};
-use crate::Frame;
+use crate::wal::format::{
+    RECORD_HEADER_LEN, Record, RecordHeader, RecordKind, UNIT_HEADER_LEN, UnitHeader, UnitKind,
+};
 
 /// A payload up to this size is copied into the unit, a bigger one is written from where it is.
 const COPY_LIMIT: usize = 16 << 10;
@@ -50,7 +52,13 @@ pub(crate) struct Unit {
 
 impl Unit {
     pub(crate) fn new() -> Self {
-        Self { bytes: vec![0; UNIT_HEADER_LEN], inserts: Vec::new(), records: 0, len: 0, completions: Vec::new() }
+        Self {
+            bytes: vec![0; UNIT_HEADER_LEN],
+            inserts: Vec::new(),
+            records: 0,
+            len: 0,
+            completions: Vec::new(),
+        }
     }
 
     pub(crate) fn clear(&mut self) {
@@ -68,7 +76,12 @@ impl Unit {
     }
 
     fn header(&mut self, kind: RecordKind, len: usize, group: u64, number: u64) {
-        let header = RecordHeader { kind, len: len as u32, group, number };
+        let header = RecordHeader {
+            kind,
+            len: len as u32,
+            group,
+            number,
+        };
         self.bytes.extend_from_slice(&header.encode());
         self.records += 1;
         self.len += RECORD_HEADER_LEN + len;
@@ -103,7 +116,14 @@ impl Unit {
 
     /// Completes the header and gives the unit's bytes in order.
     pub(crate) fn finish(&mut self, epoch: u64, seq: u64, kind: UnitKind) -> Vec<&[u8]> {
-        let mut header = UnitHeader { crc: 0, epoch, seq, len: self.len as u32, records: self.records, kind };
+        let mut header = UnitHeader {
+            crc: 0,
+            epoch,
+            seq,
+            len: self.len as u32,
+            records: self.records,
+            kind,
+        };
         header.encode_into(&mut self.bytes);
         let mut crc = RunningCrc::default();
         crc.extend(&self.bytes[8..UNIT_HEADER_LEN]);
@@ -152,8 +172,16 @@ pub(crate) fn record_room(unit_bytes: usize) -> usize {
 
 impl Queue {
     pub(crate) fn new(unit_bytes: usize) -> Self {
-        let inner = Inner { units: VecDeque::new(), unused: Vec::new(), stopped: false };
-        Self { inner: Mutex::new(inner), ready: Condvar::new(), unit_bytes }
+        let inner = Inner {
+            units: VecDeque::new(),
+            unused: Vec::new(),
+            stopped: false,
+        };
+        Self {
+            inner: Mutex::new(inner),
+            ready: Condvar::new(),
+            unit_bytes,
+        }
     }
 
     /// Adds one record of about `len` bytes. Whether the queue was empty.
@@ -161,7 +189,10 @@ impl Queue {
         let mut inner = self.inner.lock();
         let was_empty = inner.units.is_empty();
         let room = self.unit_bytes - UNIT_HEADER_LEN;
-        let fits = inner.units.back().is_some_and(|unit| unit.len() + RECORD_HEADER_LEN + len <= room);
+        let fits = inner
+            .units
+            .back()
+            .is_some_and(|unit| unit.len() + RECORD_HEADER_LEN + len <= room);
         if !fits {
             let unit = inner.unused.pop().unwrap_or_else(Unit::new);
             inner.units.push_back(unit);

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::files::{LiveFile, WalPosition, file_path, parse_file_name};
-use super::format::{BLOCK, FileHeader, RecordHeader, UNIT_HEADER_LEN, UnitHeader, UnitKind, padded, split_records};
+use super::format::{
+    BLOCK, FileHeader, RecordHeader, UNIT_HEADER_LEN, UnitHeader, UnitKind, padded, split_records,
+};
 use crate::codec::RunningCrc;
 use crate::disk::{Disk, DiskFile, read_up_to};
 use crate::types::Identity;
@@ -17,7 +19,12 @@ use crate::{Damage, OpenError};
 
 /// What the scan found next.
 pub(crate) enum ScanEvent {
-    Unit { file: u64, seq: u64, seal: bool, records: Vec<(RecordHeader, Bytes)> },
+    Unit {
+        file: u64,
+        seq: u64,
+        seal: bool,
+        records: Vec<(RecordHeader, Bytes)>,
+    },
     /// Units `from..to` were durable and cannot be read.
     Gap { from: u64, to: u64, damage: Damage },
 }
@@ -58,10 +65,25 @@ pub(crate) fn scan<'a>(
     on: &'a mut Handler<'a>,
 ) -> Result<ScanResult, OpenError> {
     let entries = disk.list(dir).map_err(OpenError::io("list", dir))?;
-    let numbers: Vec<u64> = entries.iter().filter_map(|entry| parse_file_name(&entry.name)).collect();
-    let mut scan = Scan { disk, dir, identity, on, expected: None, result: ScanResult::default() };
+    let numbers: Vec<u64> = entries
+        .iter()
+        .filter_map(|entry| parse_file_name(&entry.name))
+        .collect();
+    let mut scan = Scan {
+        disk,
+        dir,
+        identity,
+        on,
+        expected: None,
+        result: ScanResult::default(),
+    };
     let mut first = known.map(|known| known.first_file).filter(|first| *first > 0);
     for number in numbers {
+        // Everything older was recycled; the power cut may have undone the renaming of some.
+        if known.is_some_and(|known| number < known.first_file) {
+            scan.result.unused.push(file_path(dir, number));
+            continue;
+        }
         scan.file(number, &mut first)?;
     }
     scan.finish(known)
@@ -94,7 +116,10 @@ impl Scan<'_> {
             return Ok(());
         };
         self.result.epoch = self.result.epoch.max(epoch);
-        self.result.live.push(LiveFile { number, first_seq: seq });
+        self.result.live.push(LiveFile {
+            number,
+            first_seq: seq,
+        });
         self.units(&*file, &path, number, epoch, seq)
     }
 
@@ -121,8 +146,15 @@ impl Scan<'_> {
         };
         *first = None;
         if let Some(from) = missing_from {
-            let what = format!("units {from} to {} before this file are damaged or missing", seq - 1);
-            (self.on)(ScanEvent::Gap { from, to: seq, damage: Damage::new(path, 0, what) })?;
+            let what = format!(
+                "units {from} to {} before this file are damaged or missing",
+                seq - 1
+            );
+            (self.on)(ScanEvent::Gap {
+                from,
+                to: seq,
+                damage: Damage::new(path, 0, what),
+            })?;
         }
         Ok(Some((epoch, seq)))
     }
@@ -136,7 +168,14 @@ impl Scan<'_> {
         Ok(found.map(|(_, unit)| (unit.header.epoch, unit.header.seq)))
     }
 
-    fn units(&mut self, file: &dyn DiskFile, path: &Path, number: u64, epoch: u64, first: u64) -> Result<(), OpenError> {
+    fn units(
+        &mut self,
+        file: &dyn DiskFile,
+        path: &Path,
+        number: u64,
+        epoch: u64,
+        first: u64,
+    ) -> Result<(), OpenError> {
         let mut position = BLOCK as u64;
         let mut seq = first;
         loop {
@@ -145,10 +184,19 @@ impl Scan<'_> {
                 Some(unit) => unit,
                 None => {
                     let later = |header: &UnitHeader| header.epoch == epoch && header.seq >= seq;
-                    let Some((at, unit)) = self.search(file, path, position, &later)? else { break };
-                    let what = format!("units {seq} to {} are damaged, a later one is not", unit.header.seq - 1);
+                    let Some((at, unit)) = self.search(file, path, position, &later)? else {
+                        break;
+                    };
+                    let what = format!(
+                        "units {seq} to {} are damaged, a later one is not",
+                        unit.header.seq - 1
+                    );
                     let damage = Damage::new(path, position, what);
-                    (self.on)(ScanEvent::Gap { from: seq, to: unit.header.seq, damage })?;
+                    (self.on)(ScanEvent::Gap {
+                        from: seq,
+                        to: unit.header.seq,
+                        damage,
+                    })?;
                     position = at;
                     unit
                 }
@@ -156,7 +204,12 @@ impl Scan<'_> {
             position += padded(unit.header.len as usize);
             seq = unit.header.seq + 1;
             let seal = unit.header.kind == UnitKind::Seal;
-            (self.on)(ScanEvent::Unit { file: number, seq: unit.header.seq, seal, records: unit.records })?;
+            (self.on)(ScanEvent::Unit {
+                file: number,
+                seq: unit.header.seq,
+                seal,
+                records: unit.records,
+            })?;
         }
         self.expected = Some(seq);
         Ok(())
@@ -175,7 +228,9 @@ impl Scan<'_> {
         loop {
             let window = read_up_to(file, at, WINDOW).map_err(OpenError::io("read", path))?;
             for (number, block) in window.chunks(BLOCK).enumerate() {
-                let Some(header) = UnitHeader::decode(block).filter(|header| wanted(header)) else { continue };
+                let Some(header) = UnitHeader::decode(block).filter(|header| wanted(header)) else {
+                    continue;
+                };
                 let position = at + (number * BLOCK) as u64;
                 let unit = read_unit(file, position).map_err(OpenError::io("read", path))?;
                 if let Some(unit) = unit.filter(|unit| unit.header == header) {
@@ -194,8 +249,15 @@ impl Scan<'_> {
         let next = self.expected.unwrap_or(1).max(1);
         if next <= known.last_seq {
             let path = file_path(self.dir, known.last_file);
-            let what = format!("units {next} to {} at the end of the log are damaged or missing", known.last_seq);
-            let gap = ScanEvent::Gap { from: next, to: known.last_seq + 1, damage: Damage::new(path, 0, what) };
+            let what = format!(
+                "units {next} to {} at the end of the log are damaged or missing",
+                known.last_seq
+            );
+            let gap = ScanEvent::Gap {
+                from: next,
+                to: known.last_seq + 1,
+                damage: Damage::new(path, 0, what),
+            };
             (self.on)(gap)?;
         }
         self.result.next_seq = next.max(known.last_seq + 1);
@@ -208,13 +270,21 @@ impl Scan<'_> {
 /// The unit at `position`; `None` when there is no valid one.
 fn read_unit(file: &dyn DiskFile, position: u64) -> std::io::Result<Option<FoundUnit>> {
     let first = read_up_to(file, position, BLOCK)?;
-    let Some(header) = UnitHeader::decode(&first) else { return Ok(None) };
+    let Some(header) = UnitHeader::decode(&first) else {
+        return Ok(None);
+    };
     let len = UNIT_HEADER_LEN + header.len as usize;
     if position + len as u64 > file.len()? {
         return Ok(None);
     }
-    let bytes = if len <= first.len() { first } else { read_up_to(file, position, len)? };
-    let Some(bytes) = bytes.get(..len).map(<[u8]>::to_vec) else { return Ok(None) };
+    let bytes = if len <= first.len() {
+        first
+    } else {
+        read_up_to(file, position, len)?
+    };
+    let Some(bytes) = bytes.get(..len).map(<[u8]>::to_vec) else {
+        return Ok(None);
+    };
     let mut crc = RunningCrc::default();
     crc.extend(&bytes[8..]);
     if crc.value() != header.crc {
