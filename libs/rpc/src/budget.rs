@@ -5,8 +5,9 @@
 //! is read, and HTTP/2 flow control holds the client back. What is in memory beyond the budget is what flow control
 //! had already let in: at most one stream window per stream and one connection window per connection.
 //!
-//! A message's bytes go back when its stream is asked for the next message, or when the call has ended. A handler
-//! that keeps them for longer takes the permit along: [`CurrentMessage::take`].
+//! The bytes of a call with one message go back when its handler has answered. Those of a message on a stream go back
+//! when the stream is asked for the next one, or when it ends. A handler that keeps them for longer takes the permit
+//! along: [`CurrentMessage::take`].
 
 mod body;
 
@@ -48,7 +49,7 @@ impl MessageBudget {
         self.total
     }
 
-    /// Bytes that messages hold now.
+    /// Bytes that messages hold now, with what is set aside for the one that has waited longest.
     pub fn in_use_bytes(&self) -> usize {
         self.total.saturating_sub(self.free.available_permits())
     }

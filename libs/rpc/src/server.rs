@@ -9,6 +9,7 @@
 
 mod connection;
 mod front;
+mod methods;
 mod metrics;
 mod options;
 
@@ -34,7 +35,15 @@ pub use options::ServerOptions;
 
 use connection::Acceptor;
 use front::{Admission, Front};
+use methods::StreamingMethods;
 use metrics::ServerMetrics;
+
+/// Descriptors of everything that a server can serve.
+const DESCRIPTORS: [&[u8]; 3] = [
+    ptah_proto::FILE_DESCRIPTORS,
+    tonic_health::pb::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+];
 
 /// Services that are to be served on one address.
 pub struct Server {
@@ -61,7 +70,8 @@ impl Server {
 
     /// A server for outside programs.
     pub fn public(budget: MessageBudget) -> Self {
-        Self::new(Admission::Public(budget), ServerOptions::public())
+        let streaming = StreamingMethods::of(&DESCRIPTORS);
+        Self::new(Admission::Public(budget, streaming), ServerOptions::public())
     }
 
     fn new(admission: Admission, options: ServerOptions) -> Self {
@@ -145,9 +155,10 @@ impl Server {
     }
 
     fn add_reflection(&mut self) {
-        let mut builder = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(ptah_proto::FILE_DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        let mut builder = tonic_reflection::server::Builder::configure();
+        for descriptors in DESCRIPTORS {
+            builder = builder.register_encoded_file_descriptor_set(descriptors);
+        }
         // Only what is served here is told.
         for name in &self.names {
             builder = builder.with_service_name(*name);

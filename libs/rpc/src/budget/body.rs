@@ -27,8 +27,12 @@ const SLOWEST_BYTES_PER_SECOND: u64 = 64 << 10;
 pub(crate) struct MeterSettings {
     /// Largest message.
     pub(crate) max_message_bytes: usize,
-    /// What a message may take on top of its length at the slowest speed, and what it may wait for the budget.
+    /// How long a message that was begun may pause; twice as long one may wait for the budget. A client that stops
+    /// half way costs others time and nothing else.
     pub(crate) stall_timeout: Duration,
+    /// Whether the method takes one message. Its reader asks for more only to see that there is none, so that
+    /// asking does not mean that the message is no longer needed.
+    pub(crate) single: bool,
 }
 
 /// See the module above.
@@ -39,6 +43,8 @@ pub(crate) struct MeteredBody<B> {
     settings: MeterSettings,
     /// Bytes that were received and not handed out.
     received: Bytes,
+    /// Whether a message was begun.
+    begun: bool,
     state: State,
 }
 
@@ -64,10 +70,19 @@ struct Message {
     /// The prefix, until it is handed out.
     prefix: Option<Bytes>,
     remaining: usize,
-    /// When the message must be complete.
+    /// When the message must be complete: a client that dribbles is cut off as well.
     deadline: Instant,
+    /// When bytes of it came last.
+    progress: Instant,
     /// Made when the message has to be waited for.
     timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Message {
+    /// When it is cut off unless more of it comes.
+    fn end(&self, stall_timeout: Duration) -> Instant {
+        self.deadline.min(self.progress + stall_timeout)
+    }
 }
 
 /// What the body gives to its reader.
@@ -96,6 +111,7 @@ where
             current,
             settings,
             received: Bytes::new(),
+            begun: false,
             state: State::Prefix(BytesMut::new()),
         }
     }
@@ -139,8 +155,8 @@ where
         let State::Prefix(known) = &mut self.state else {
             return Step::GoOn;
         };
-        if known.is_empty() {
-            // The next message is asked for: the last one is in the handler's hands.
+        if known.is_empty() && !self.settings.single {
+            // The next message is asked for: the last one has been dealt with.
             drop(self.current.take());
         }
         let prefix = if known.is_empty() && self.received.len() >= PREFIX_BYTES {
@@ -161,6 +177,10 @@ where
     }
 
     fn begin(&mut self, prefix: Bytes, message_bytes: usize) -> Step {
+        if self.settings.single && std::mem::replace(&mut self.begun, true) {
+            let message = "the method takes one message and the call sent another".to_owned();
+            return self.refuse(ErrorKind::InvalidArgument, message);
+        }
         let limit = self.settings.max_message_bytes.min(self.budget.total_bytes());
         if message_bytes > limit {
             let message = format!("message of {message_bytes} bytes exceeds the limit of {limit} bytes");
@@ -176,7 +196,8 @@ where
                     prefix,
                     message_bytes,
                     permit: Box::pin(Arc::clone(&self.budget.free).acquire_many_owned(permits)),
-                    give_up: Box::pin(tokio::time::sleep(self.settings.stall_timeout)),
+                    // Twice: whoever stands in the way and has stalled is cut off before.
+                    give_up: Box::pin(tokio::time::sleep(2 * self.settings.stall_timeout)),
                 });
             }
         }
@@ -186,10 +207,12 @@ where
     fn granted(&mut self, prefix: Bytes, message_bytes: usize, permit: OwnedSemaphorePermit) {
         self.current.set(permit);
         let transfer = Duration::from_secs(message_bytes as u64 / SLOWEST_BYTES_PER_SECOND);
+        let now = Instant::now();
         self.state = State::Message(Message {
             prefix: Some(prefix),
             remaining: message_bytes,
-            deadline: Instant::now() + self.settings.stall_timeout + transfer,
+            deadline: now + self.settings.stall_timeout + transfer,
+            progress: now,
             timer: None,
         });
     }
@@ -232,17 +255,25 @@ where
             return give(part);
         }
         match self.receive(cx) {
-            Poll::Ready(step) => step,
+            Poll::Ready(step) => {
+                if let State::Message(message) = &mut self.state {
+                    message.progress = Instant::now();
+                }
+                step
+            }
             Poll::Pending => self.poll_stalled(cx),
         }
     }
 
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Step {
         if let State::Message(message) = &mut self.state {
-            let deadline = message.deadline;
+            let end = message.end(self.settings.stall_timeout);
             let timer = message
                 .timer
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
+            if timer.deadline() != end {
+                timer.as_mut().reset(end);
+            }
             if timer.as_mut().poll(cx).is_pending() {
                 return Step::Give(Poll::Pending);
             }

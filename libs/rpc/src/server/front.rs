@@ -21,6 +21,7 @@ use tower::Service as _;
 use crate::budget::{MeterSettings, MeteredBody};
 use crate::secret::SECRET_HEADER;
 use crate::server::ServerOptions;
+use crate::server::methods::StreamingMethods;
 use crate::server::metrics::{Outcome, ServerMetrics};
 use crate::wire::{WIRE_HEADER, agree_header};
 use crate::{ClusterSecret, CurrentMessage, MessageBudget, RpcError};
@@ -37,7 +38,7 @@ pub(super) enum Admission {
     /// Processes with the same secret.
     Cluster(ClusterSecret),
     /// Everybody, within a budget.
-    Public(MessageBudget),
+    Public(MessageBudget, StreamingMethods),
 }
 
 /// The front of all services of a server.
@@ -114,13 +115,14 @@ impl Front {
         let mut routes = self.routes.clone();
         match &self.admission {
             Admission::Cluster(_) => self.answer(routes.call(request), &admitted).await,
-            Admission::Public(budget) => {
+            Admission::Public(budget, streaming) => {
                 // Kept until the handler has answered: a unary call drops its body long before.
                 let current = CurrentMessage::default();
                 request.extensions_mut().insert(current.clone());
                 let settings = MeterSettings {
                     max_message_bytes: self.options.max_message_bytes,
                     stall_timeout: self.options.stall_timeout,
+                    single: !streaming.contains(request.uri().path()),
                 };
                 let (budget, message) = (budget.clone(), current.clone());
                 let request = request.map(|body| MeteredBody::new(body, budget, message, settings));

@@ -32,8 +32,8 @@ pub struct ServerOptions {
     pub keep_alive_timeout: Duration,
     /// A connection that says nothing for this long after it was made is closed.
     pub handshake_timeout: Duration,
-    /// On a port with a budget: what a message that was begun may take beyond a slow transfer, and what it may wait
-    /// for the budget.
+    /// On a port with a budget: how long a message that was begun may pause; twice as long one may wait for the
+    /// budget.
     pub stall_timeout: Duration,
     /// What a handler may take until it answers (for streams: until they begin) when the caller sets no shorter
     /// deadline; `None` means as long as it takes.
