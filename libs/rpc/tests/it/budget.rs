@@ -6,7 +6,11 @@ use std::time::Duration;
 
 use ptah_rpc::{CallEffect, CurrentMessage, MessageBudget, ServerOptions};
 use ptah_types::ErrorKind;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use crate::support::*;
 
@@ -191,4 +195,28 @@ async fn a_client_that_goes_away_half_way_gives_the_bytes_back() {
     }
     drop(client);
     until("the budget is free", || budget.in_use_bytes() == 0).await;
+}
+
+#[tokio::test]
+async fn an_idle_stream_holds_nothing_of_the_budget() {
+    let budget = MessageBudget::new(MIB);
+    let fixture = public(&budget, ServerOptions::public(), Probe::ok()).await;
+    // The one service with a stream of requests that every port has.
+    let mut reflection = ServerReflectionClient::new(fixture.public_channel());
+    let (send, requests) = tokio::sync::mpsc::channel(1);
+    let question = || ServerReflectionRequest {
+        host: "x".repeat(MIB / 2),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    send.send(question()).await.unwrap();
+    let answers = reflection
+        .server_reflection_info(ReceiverStream::new(requests))
+        .await;
+    let mut answers = answers.unwrap().into_inner();
+    for _ in 0..3 {
+        answers.message().await.unwrap().unwrap();
+        until("the stream asks for more", || budget.in_use_bytes() == 0).await;
+        send.send(question()).await.unwrap();
+    }
+    answers.message().await.unwrap().unwrap();
 }
