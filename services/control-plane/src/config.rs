@@ -1,0 +1,205 @@
+//! Settings of the control plane.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ptah_service::{ClusterConfig, ConfigError, LogConfig, MonitorConfig, Secret, Settings};
+use serde::{Deserialize, Serialize};
+
+/// Password of `root` that existing examples use; fit for a machine that nobody else reaches.
+pub const DEFAULT_ROOT_PASSWORD: &str = "memphis"; // DEFAULT_ROOT_PASSWORD
+/// Shortest other password of `root`.
+const SHORTEST_PASSWORD: usize = 8;
+
+/// All settings; every one has a default except the cluster's secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where gateways and storage nodes reach the control plane.
+    pub grpc_listen: String,
+    /// host:port of the metadata service.
+    pub metadata_address: String,
+    /// How long the right to decide holds without renewal, in milliseconds; another control plane takes over that long
+    /// after this one died.
+    pub lease_ttl_ms: u32,
+    /// How long a storage node counts as alive after its last report, in milliseconds.
+    pub node_alive_window_ms: u32,
+    /// How often storage nodes shall report, in milliseconds.
+    pub report_interval_ms: u32,
+    /// File to write the bound addresses to, as JSON; for tests and scripts that let the system choose ports.
+    pub ports_file: Option<PathBuf>,
+    /// The first start of a cluster.
+    pub bootstrap: BootstrapConfig,
+    /// What the cluster's processes share.
+    pub cluster: ClusterConfig,
+    /// Logs.
+    pub log: LogConfig,
+    /// Health and metrics endpoints.
+    pub monitor: MonitorConfig,
+}
+
+/// Section `[bootstrap]`: used once, when the cluster has no user yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BootstrapConfig {
+    /// Password of user `root`, at least 8 characters. Not needed any more once the user exists.
+    pub root_password: Secret,
+    /// Take the well-known default password. Only where every public address is a loopback address.
+    pub allow_default_password: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            grpc_listen: "127.0.0.1:6223".to_owned(),
+            metadata_address: "127.0.0.1:6224".to_owned(),
+            lease_ttl_ms: 6_000,
+            node_alive_window_ms: 5_000,
+            report_interval_ms: 1_000,
+            ports_file: None,
+            bootstrap: BootstrapConfig::default(),
+            cluster: ClusterConfig::default(),
+            log: LogConfig::default(),
+            monitor: MonitorConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// [`Config::lease_ttl_ms`] as a duration.
+    pub fn lease_ttl(&self) -> Duration {
+        Duration::from_millis(self.lease_ttl_ms.into())
+    }
+
+    /// [`Config::node_alive_window_ms`] as a duration.
+    pub fn node_alive_window(&self) -> Duration {
+        Duration::from_millis(self.node_alive_window_ms.into())
+    }
+
+    /// [`Config::report_interval_ms`] as a duration.
+    pub fn report_interval(&self) -> Duration {
+        Duration::from_millis(self.report_interval_ms.into())
+    }
+}
+
+impl BootstrapConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let password = self.root_password.expose();
+        if password.is_empty() {
+            return Ok(());
+        }
+        if password == DEFAULT_ROOT_PASSWORD {
+            if self.allow_default_password {
+                return Ok(());
+            }
+            let why = "is the well-known default; choose another one, or set `bootstrap.allow_default_password` \
+                       where every public address is a loopback address";
+            return Err(ConfigError::invalid("bootstrap.root_password", why));
+        }
+        if password.chars().count() < SHORTEST_PASSWORD {
+            let why = format!("is too short; use at least {SHORTEST_PASSWORD} characters");
+            return Err(ConfigError::invalid("bootstrap.root_password", why));
+        }
+        Ok(())
+    }
+}
+
+impl Settings for Config {
+    fn validate(&self) -> Result<(), ConfigError> {
+        self.cluster.validate()?;
+        self.bootstrap.validate()?;
+        for (key, value) in [
+            ("grpc_listen", &self.grpc_listen),
+            ("metadata_address", &self.metadata_address),
+        ] {
+            if value.is_empty() {
+                return Err(ConfigError::invalid(key, "is empty; use host:port"));
+            }
+        }
+        let ranges = [
+            ("lease_ttl_ms", self.lease_ttl_ms, 1_000, 60_000),
+            ("report_interval_ms", self.report_interval_ms, 100, 60_000),
+            ("node_alive_window_ms", self.node_alive_window_ms, 200, 600_000),
+        ];
+        for (key, value, least, most) in ranges {
+            if !(least..=most).contains(&value) {
+                return Err(ConfigError::invalid(
+                    key,
+                    format!("is {value}; use {least} to {most}"),
+                ));
+            }
+        }
+        if self.node_alive_window_ms < 2 * self.report_interval_ms {
+            let why =
+                "must be at least twice `report_interval_ms`, or a single late report makes a node dead";
+            return Err(ConfigError::invalid("node_alive_window_ms", why));
+        }
+        Ok(())
+    }
+
+    fn log(&self) -> &LogConfig {
+        &self.log
+    }
+
+    fn monitor(&self) -> &MonitorConfig {
+        &self.monitor
+    }
+
+    fn ports_file(&self) -> Option<&Path> {
+        self.ports_file.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_password(password: &str, allow_default_password: bool) -> Config {
+        Config {
+            cluster: ClusterConfig {
+                secret: Secret::new("a secret of sixteen"),
+            },
+            bootstrap: BootstrapConfig {
+                root_password: Secret::new(password),
+                allow_default_password,
+            },
+            ..Config::default()
+        }
+    }
+
+    #[test]
+    fn the_default_password_needs_permission() {
+        with_password(DEFAULT_ROOT_PASSWORD, true).validate().unwrap();
+        let refused = with_password(DEFAULT_ROOT_PASSWORD, false)
+            .validate()
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains("bootstrap.allow_default_password"), "{refused}");
+        assert!(
+            !refused.contains(DEFAULT_ROOT_PASSWORD),
+            "not even this one is shown: {refused}"
+        );
+    }
+
+    #[test]
+    fn other_passwords_have_a_least_length() {
+        with_password("long enough", false).validate().unwrap();
+        with_password("", false).validate().unwrap();
+        assert!(with_password("short", true).validate().is_err());
+    }
+
+    #[test]
+    fn a_window_below_two_reports_is_refused() {
+        let config = Config {
+            node_alive_window_ms: 1_500,
+            ..with_password("", false)
+        };
+        assert!(
+            config
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("node_alive_window_ms")
+        );
+    }
+}

@@ -1,0 +1,232 @@
+//! The lease: at most one control plane decides.
+//!
+//! The store times the lease and fences every write with its epoch, so being wrong about holding it is safe; knowing it
+//! early only saves useless work. The holder counts from the moment at which it *asked*, so it never believes longer
+//! than the store does, up to the difference of clock speeds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use ptah_rpc::MetadataClient;
+use ptah_service::{Component, Stopping};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::error::ControlError;
+
+/// Pause after a failed attempt.
+const RETRY: Duration = Duration::from_millis(300);
+/// A released lease is noticed this late at most.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Who decides, as far as is known here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// The store was not reached in time.
+    Unknown {
+        /// Why.
+        why: String,
+    },
+    /// Another control plane decides.
+    Following {
+        /// Which.
+        holder: String,
+    },
+    /// This one decides.
+    Leading {
+        /// Under this epoch.
+        epoch: u64,
+        /// Until then, unless renewed.
+        until: Instant,
+    },
+}
+
+/// What is known about the lease. Cheap to clone.
+#[derive(Clone)]
+pub struct Lease {
+    standing: Arc<watch::Sender<Standing>>,
+    takeover: Arc<Mutex<Takeover>>,
+    doubt: Arc<Notify>,
+}
+
+/// How far this control plane is with taking over.
+#[derive(Debug, Default)]
+struct Takeover {
+    /// Epoch under which everything is known.
+    complete_for: u64,
+    /// Why the newest attempt failed.
+    trouble: Option<String>,
+}
+
+impl Lease {
+    /// Nothing known yet.
+    pub fn new() -> Self {
+        let standing = Standing::Unknown {
+            why: "the metadata store was not asked yet".to_owned(),
+        };
+        Self {
+            standing: Arc::new(watch::channel(standing).0),
+            takeover: Arc::default(),
+            doubt: Arc::new(Notify::new()),
+        }
+    }
+
+    /// The epoch to decide under once everything older is known, or why this control plane does not decide.
+    pub fn authority(&self) -> Result<u64, ControlError> {
+        let epoch = self.epoch()?;
+        let takeover = self.takeover.lock();
+        if takeover.complete_for == epoch {
+            return Ok(epoch);
+        }
+        let why = takeover.trouble.clone();
+        Err(ControlError::TakingOver {
+            why: why.unwrap_or_else(|| "metadata is being read".to_owned()),
+        })
+    }
+
+    /// Whether the lease is held, but not everything is known yet.
+    pub(crate) fn needs_takeover(&self) -> bool {
+        self.epoch().is_ok() && self.authority().is_err()
+    }
+
+    /// Everything that was decided before this epoch is known.
+    pub(crate) fn taken_over(&self, epoch: u64) {
+        *self.takeover.lock() = Takeover {
+            complete_for: epoch,
+            trouble: None,
+        };
+    }
+
+    /// Taking over failed, and is tried again.
+    pub(crate) fn takeover_failed(&self, why: &str) {
+        self.takeover.lock().trouble = Some(why.to_owned());
+    }
+
+    /// The epoch of the lease that is held, or why none is.
+    pub fn epoch(&self) -> Result<u64, ControlError> {
+        match &*self.standing.borrow() {
+            Standing::Leading { epoch, until } if Instant::now() < *until => Ok(*epoch),
+            Standing::Leading { .. } => Err(ControlError::NoLease {
+                why: "the lease ran out".to_owned(),
+            }),
+            Standing::Following { holder } => Err(ControlError::NotHolder {
+                holder: holder.clone(),
+            }),
+            Standing::Unknown { why } => Err(ControlError::NoLease { why: why.clone() }),
+        }
+    }
+
+    /// Tells when the standing changes.
+    pub fn watch(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// A write was refused: the lease may be somebody else's already.
+    pub fn doubt(&self) {
+        self.doubt.notify_one();
+    }
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The task that takes and renews the lease.
+pub struct LeaseKeeper {
+    /// The store.
+    pub client: MetadataClient,
+    /// Whom to tell.
+    pub lease: Lease,
+    /// Name of this process start.
+    pub holder: String,
+    /// How long the lease shall hold.
+    pub ttl: Duration,
+    /// Where to tell readiness.
+    pub component: Component,
+}
+
+impl LeaseKeeper {
+    /// Keeps asking until the service stops, then gives the lease up.
+    pub async fn run(self, stopping: Stopping) {
+        loop {
+            let pause = self.ask().await;
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => break,
+                () = self.lease.doubt.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        self.release().await;
+    }
+
+    /// Asks once; answers how long to wait until the next time.
+    async fn ask(&self) -> Duration {
+        let asked_at = Instant::now();
+        let client = self.client.clone().with_deadline(self.ttl / 2);
+        let standing = match client.acquire_lease(&self.holder, self.ttl, false).await {
+            Ok(lease) if lease.acquired => Standing::Leading {
+                epoch: lease.epoch,
+                until: asked_at + self.ttl,
+            },
+            Ok(lease) => Standing::Following { holder: lease.holder },
+            Err(error) => {
+                self.failed(&error.to_string());
+                return RETRY;
+            }
+        };
+        let pause = match &standing {
+            Standing::Leading { .. } => self.ttl / 3,
+            _ => LOOK_INTERVAL.min(self.ttl / 3),
+        };
+        self.tell(standing);
+        self.component.ready();
+        pause
+    }
+
+    fn failed(&self, why: &str) {
+        let still_leads = matches!(
+            &*self.lease.standing.borrow(),
+            Standing::Leading { until, .. } if Instant::now() < *until
+        );
+        self.component
+            .not_ready(format!("the lease cannot be asked for: {why}"));
+        if !still_leads {
+            self.tell(Standing::Unknown { why: why.to_owned() });
+        }
+    }
+
+    fn tell(&self, standing: Standing) {
+        let before = self.lease.standing.send_replace(standing.clone());
+        match (&before, &standing) {
+            (Standing::Leading { epoch: old, .. }, Standing::Leading { epoch, .. }) if old == epoch => {}
+            (_, Standing::Leading { epoch, .. }) => info!(epoch, "this control plane decides"),
+            (Standing::Leading { .. }, Standing::Following { holder }) => {
+                warn!(%holder, "another control plane decides now");
+            }
+            (Standing::Leading { .. }, Standing::Unknown { why }) => {
+                warn!(%why, "the lease is lost; nothing is decided until the metadata store answers");
+            }
+            _ => {}
+        }
+    }
+
+    /// Lets a successor begin at once.
+    async fn release(&self) {
+        if self.lease.epoch().is_err() {
+            return;
+        }
+        let stopping = Standing::Unknown {
+            why: "this control plane is stopping".to_owned(),
+        };
+        self.lease.standing.send_replace(stopping);
+        let client = self.client.clone().with_deadline(Duration::from_secs(2));
+        if let Err(error) = client.acquire_lease(&self.holder, self.ttl, true).await {
+            warn!(%error, "the lease could not be given up; it ends by itself");
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! The difference between what is wanted of a node and what it reports, as an order. Pure but for the time that it is
+//! given.
+//!
+//! Steps of a new group, each recorded before the next: all nodes open their replicas; the first replica initialises
+//! the group. Steps of a deletion: every node is told until it reports that the group is gone.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ptah_rpc::clients::{PlacementOrder, ReplicaReport, ReplicaSpec, ReplicaState, ReplicaTombstone};
+use ptah_rpc::records::{PlacementRecord, ReplicaPlacement};
+use ptah_types::{NodeId, RaftGroupId};
+use tokio::time::Instant;
+
+use super::Peers;
+use crate::nodes::Observed;
+use crate::view::View;
+
+/// Replicas of one order.
+const BATCH: usize = 256;
+/// What a node took and does not report is ordered again after this.
+const AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// What is ordered of a group.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Asked {
+    Open,
+    Initialize,
+    Remove,
+}
+
+/// What was ordered lately under the current epoch.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    epoch: u64,
+    peers: Option<Peers>,
+    asked: BTreeMap<(RaftGroupId, Asked), Instant>,
+}
+
+impl Memory {
+    /// Begins a round: forgets what was ordered under another epoch, and what may be ordered again.
+    pub(super) fn begin(&mut self, epoch: u64, now: Instant) {
+        if self.epoch != epoch {
+            *self = Self {
+                epoch,
+                ..Self::default()
+            };
+        }
+        self.asked.retain(|_, at| now.duration_since(*at) < AGAIN_AFTER);
+    }
+
+    /// Remembers an order that the node took.
+    pub(super) fn taken(&mut self, order: &PlacementOrder, now: Instant) {
+        self.peers = Some(order.peers.clone());
+        for spec in &order.ensure {
+            let asked = if spec.initialize {
+                Asked::Initialize
+            } else {
+                Asked::Open
+            };
+            self.asked.insert((spec.group, asked), now);
+        }
+        for tombstone in &order.remove {
+            self.asked.insert((tombstone.group, Asked::Remove), now);
+        }
+    }
+
+    fn is_new(&self, group: RaftGroupId, asked: Asked) -> bool {
+        !self.asked.contains_key(&(group, asked))
+    }
+}
+
+/// What to order of a node now; nothing when it has and knows everything.
+pub(super) fn difference(
+    view: &View,
+    node: NodeId,
+    observed: Option<&Observed>,
+    memory: &Memory,
+    epoch: u64,
+) -> Option<PlacementOrder> {
+    let peers: Peers = view
+        .nodes()
+        .map(|node| (node.node, node.address.clone()))
+        .collect();
+    let remove = removals(view, node, observed, memory);
+    let ensure = openings(view, node, observed, memory);
+    if remove.is_empty() && ensure.is_empty() && memory.peers.as_ref() == Some(&peers) {
+        return None;
+    }
+    Some(PlacementOrder {
+        epoch,
+        revision: view.revision(),
+        peers,
+        ensure,
+        remove,
+    })
+}
+
+/// Deleted groups of which the node has not said that they are gone.
+fn removals(
+    view: &View,
+    node: NodeId,
+    observed: Option<&Observed>,
+    memory: &Memory,
+) -> Vec<ReplicaTombstone> {
+    let mut remove = Vec::new();
+    for (group, tombstone) in view.tombstones_of(node) {
+        let gone = observed.is_some_and(|observed| is_gone(observed, group, tombstone.revision));
+        if !gone && memory.is_new(group, Asked::Remove) {
+            remove.push(ReplicaTombstone {
+                group,
+                revision: tombstone.revision,
+            });
+        }
+        if remove.len() == BATCH {
+            break;
+        }
+    }
+    remove
+}
+
+/// Whether a report says that a deleted group is gone for good: it is not listed, and no order from before the deletion
+/// can bring it back, because the node has taken one from behind it.
+pub(crate) fn is_gone(observed: &Observed, group: RaftGroupId, deleted_at: u64) -> bool {
+    observed.report.placement_revision >= deleted_at && observed.replica(group).is_none()
+}
+
+fn openings(view: &View, node: NodeId, observed: Option<&Observed>, memory: &Memory) -> Vec<ReplicaSpec> {
+    let mut ensure = Vec::new();
+    for placement in view.placements_of(node) {
+        let placement = placement.value;
+        let Some(ours) = placement.replicas.iter().find(|replica| replica.node == node) else {
+            continue;
+        };
+        let seen = observed.and_then(|observed| observed.replica(placement.group));
+        let Some(asked) = next_step(placement, ours, seen) else {
+            continue;
+        };
+        if !memory.is_new(placement.group, asked) {
+            continue;
+        }
+        if let Some(spec) = spec(view, placement, ours, asked) {
+            ensure.push(spec);
+        }
+        if ensure.len() == BATCH {
+            break;
+        }
+    }
+    ensure
+}
+
+/// What the node has to do for a replica, if anything.
+fn next_step(
+    placement: &PlacementRecord,
+    ours: &ReplicaPlacement,
+    seen: Option<&ReplicaReport>,
+) -> Option<Asked> {
+    let state = seen.map(|seen| seen.state);
+    if matches!(state, None | Some(ReplicaState::UnknownGroup)) {
+        return Some(Asked::Open);
+    }
+    let first = placement.replicas.iter().map(|replica| replica.replica).min();
+    let initialises = !placement.initialized
+        && first == Some(ours.replica)
+        && placement.replicas.iter().all(|replica| replica.opened)
+        && state == Some(ReplicaState::Open)
+        && seen.is_some_and(|seen| !seen.initialized);
+    initialises.then_some(Asked::Initialize)
+}
+
+/// `None` for a placement whose station is not in the view: it is about to be deleted.
+fn spec(
+    view: &View,
+    placement: &PlacementRecord,
+    ours: &ReplicaPlacement,
+    asked: Asked,
+) -> Option<ReplicaSpec> {
+    let station = view.station_by_id(placement.partition.station)?.value;
+    let members = placement
+        .replicas
+        .iter()
+        .map(|replica| (replica.replica, replica.node));
+    Some(ReplicaSpec {
+        partition: placement.partition.clone(),
+        group: placement.group,
+        replica: ours.replica,
+        members: members.collect(),
+        opened: ours.opened,
+        initialize: asked == Asked::Initialize,
+        max_message_bytes: station.max_message_bytes,
+        generation: station.generation,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nodes::tests::{replica, report};
+    use crate::view::tests::{deleted, group, id, node, placement, placement_with, station, view};
+
+    const NODES: [u64; 3] = [1, 2, 3];
+
+    fn known_peers(view: &View) -> Memory {
+        Memory {
+            epoch: 5,
+            peers: Some(
+                view.nodes()
+                    .map(|node| (node.node, node.address.clone()))
+                    .collect(),
+            ),
+            asked: BTreeMap::new(),
+        }
+    }
+
+    fn cluster_with(record: ptah_rpc::records::Record) -> View {
+        view(&[
+            node(1, 1),
+            node(1, 2),
+            node(1, 3),
+            station(2, 1, "orders"),
+            record,
+        ])
+    }
+
+    fn order(view: &View, on: u64, observed: Option<&Observed>) -> Option<PlacementOrder> {
+        difference(view, id(on), observed, &known_peers(view), 5)
+    }
+
+    #[test]
+    fn a_new_replica_is_opened_and_not_initialised() {
+        let view = cluster_with(placement(2, 1, 10, &NODES));
+        for observed in [None, Some(Observed::new(report(1, 0, Vec::new())))] {
+            let order = order(&view, 1, observed.as_ref()).unwrap();
+            assert_eq!((order.epoch, order.revision, order.ensure.len()), (5, 2, 1));
+            let spec = &order.ensure[0];
+            assert_eq!(
+                (spec.group, spec.opened, spec.initialize),
+                (group(10), false, false)
+            );
+            assert_eq!(spec.members.len(), 3);
+            assert_eq!(spec.max_message_bytes, 1_000);
+        }
+    }
+
+    #[test]
+    fn only_the_first_replica_initialises_and_only_after_all_are_opened() {
+        let open = |on| Observed::new(report(on, 2, vec![replica(10, on, ReplicaState::Open, false)]));
+        let some = cluster_with(placement_with(3, 1, 10, &NODES, &[1, 2], false));
+        assert_eq!(order(&some, 1, Some(&open(1))), None);
+        let all = cluster_with(placement_with(3, 1, 10, &NODES, &NODES, false));
+        let order_of_first = order(&all, 1, Some(&open(1))).unwrap();
+        assert!(order_of_first.ensure[0].initialize && order_of_first.ensure[0].opened);
+        assert_eq!(order(&all, 2, Some(&open(2))), None);
+        let done = Observed::new(report(1, 3, vec![replica(10, 1, ReplicaState::Open, true)]));
+        assert_eq!(order(&all, 1, Some(&done)), None, "it said that it did");
+        let recorded = cluster_with(placement_with(4, 1, 10, &NODES, &NODES, true));
+        assert_eq!(order(&recorded, 1, Some(&open(1))), None, "never again");
+    }
+
+    #[test]
+    fn a_lost_or_damaged_replica_is_neither_made_anew_nor_initialised() {
+        let all = cluster_with(placement_with(3, 1, 10, &NODES, &NODES, false));
+        for state in [
+            ReplicaState::Lost,
+            ReplicaState::Damaged,
+            ReplicaState::Failed,
+            ReplicaState::Starting,
+        ] {
+            let observed = Observed::new(report(1, 2, vec![replica(10, 1, state, false)]));
+            assert_eq!(order(&all, 1, Some(&observed)), None, "{state:?}");
+        }
+        let empty = Observed::new(report(1, 2, Vec::new()));
+        let order = order(&all, 1, Some(&empty)).unwrap();
+        assert!(
+            order.ensure[0].opened && !order.ensure[0].initialize,
+            "told that it had it"
+        );
+    }
+
+    #[test]
+    fn a_deleted_group_is_removed_until_the_node_says_that_it_is_gone() {
+        let mut view = cluster_with(placement(2, 1, 10, &NODES));
+        view.apply(deleted(7, &placement(2, 1, 10, &NODES)));
+        view.advance(7);
+        let has_it = Observed::new(report(1, 7, vec![replica(10, 1, ReplicaState::Open, true)]));
+        let remove = order(&view, 1, Some(&has_it)).unwrap().remove;
+        assert_eq!(
+            remove,
+            [ReplicaTombstone {
+                group: group(10),
+                revision: 7
+            }]
+        );
+        let not_yet = Observed::new(report(1, 6, Vec::new()));
+        assert!(
+            order(&view, 1, Some(&not_yet)).is_some(),
+            "an older order may still arrive there"
+        );
+        let gone = Observed::new(report(1, 7, Vec::new()));
+        assert_eq!(order(&view, 1, Some(&gone)), None);
+    }
+
+    #[test]
+    fn a_group_that_nobody_knows_is_left_alone() {
+        let view = cluster_with(placement_with(3, 1, 10, &NODES, &NODES, true));
+        let replicas = vec![
+            replica(10, 1, ReplicaState::Open, true),
+            replica(99, 1, ReplicaState::UnknownGroup, true),
+        ];
+        let observed = Observed::new(report(1, 3, replicas));
+        assert_eq!(order(&view, 1, Some(&observed)), None);
+    }
+
+    #[test]
+    fn a_group_that_the_node_does_not_place_is_ordered_again() {
+        let view = cluster_with(placement_with(3, 1, 10, &NODES, &NODES, true));
+        let observed = Observed::new(report(
+            1,
+            3,
+            vec![replica(10, 1, ReplicaState::UnknownGroup, true)],
+        ));
+        assert_eq!(order(&view, 1, Some(&observed)).unwrap().ensure.len(), 1);
+    }
+
+    #[test]
+    fn new_addresses_go_out_without_other_orders() {
+        let view = cluster_with(placement_with(3, 1, 10, &NODES, &NODES, true));
+        let observed = Observed::new(report(1, 3, vec![replica(10, 1, ReplicaState::Open, true)]));
+        let first = difference(&view, id(1), Some(&observed), &Memory::default(), 5).unwrap();
+        assert_eq!(
+            (first.peers.len(), first.ensure.len(), first.remove.len()),
+            (3, 0, 0)
+        );
+    }
+
+    #[tokio::test]
+    async fn an_order_is_repeated_after_a_while_only() {
+        let view = cluster_with(placement(2, 1, 10, &NODES));
+        let mut memory = Memory::default();
+        let now = Instant::now();
+        memory.begin(5, now);
+        let order = difference(&view, id(1), None, &memory, 5).unwrap();
+        memory.taken(&order, now);
+        memory.begin(5, now + AGAIN_AFTER / 2);
+        assert_eq!(difference(&view, id(1), None, &memory, 5), None);
+        memory.begin(5, now + AGAIN_AFTER);
+        assert_eq!(
+            difference(&view, id(1), None, &memory, 5).unwrap().ensure.len(),
+            1
+        );
+        memory.taken(&order, now);
+        memory.begin(6, now);
+        assert!(
+            difference(&view, id(1), None, &memory, 6).is_some(),
+            "another epoch begins anew"
+        );
+    }
+
+    #[test]
+    fn a_large_difference_goes_in_pieces() {
+        let mut records = vec![node(1, 1), station(1, 1, "orders")];
+        for number in 1..=300 {
+            records.push(station(2, number, &format!("s-{number}")));
+            records.push(placement(2, number, number, &[1]));
+        }
+        let order = order(&view(&records), 1, None).unwrap();
+        assert_eq!(order.ensure.len(), BATCH);
+    }
+}
