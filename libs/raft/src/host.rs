@@ -190,7 +190,7 @@ impl RaftHost {
         self.inner.transport.set_addresses(peers);
     }
 
-    /// Runs a replica from now on; it is opened in the background. Idempotent.
+    /// Runs a replica from now on; it is opened in the background, on the runtime of the caller. Idempotent.
     pub fn ensure(&self, spec: ReplicaSpec) -> Result<(), EnsureError> {
         let inner = &self.inner;
         if inner.shared.stopping.load(Ordering::Acquire) {

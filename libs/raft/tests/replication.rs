@@ -110,7 +110,7 @@ fn leadership_moves_to_the_replica_that_is_asked() {
     cluster.append(1, b"x");
     let old = cluster.leader(1);
     let to = if old.on == 1 { 2 } else { 1 };
-    let runtime = &cluster.node(old.on).up.as_ref().unwrap().runtime;
+    let runtime = cluster.runtime(old.on);
     runtime
         .block_on(old.replica.transfer_leader(replica(to)))
         .unwrap();
@@ -198,12 +198,11 @@ fn a_new_replica_learns_and_an_old_one_leaves() {
         .map(|id| (replica(*id), node(*id)))
         .collect();
     let expected = leader.replica.status().membership;
-    let runtime = &cluster.node(leader.on).up.as_ref().unwrap().runtime;
+    let runtime = cluster.runtime(leader.on);
     runtime
         .block_on(leader.replica.change_members(expected, voters))
         .unwrap();
-    let runtime = &cluster.node(gone).up.as_ref().unwrap().runtime;
-    runtime.block_on(cluster.host(gone).remove(group(1))).unwrap();
+    cluster.remove(1, gone);
     assert!(cluster.host(gone).replicas().is_empty());
     let appended = cluster.append(1, b"after");
     until("the newcomer has everything", || {
@@ -252,7 +251,7 @@ fn watchers_see_every_group_first_and_changes_later() {
     let mut watch = cluster.host(1).watch_leaders();
     cluster.create(2, &[1]);
     cluster.leader(2);
-    let runtime = &cluster.node(1).up.as_ref().unwrap().runtime;
+    let runtime = cluster.runtime(1);
     let first = runtime.block_on(watch.next()).unwrap();
     assert_eq!(
         first.iter().map(|row| row.group).collect::<Vec<_>>(),
@@ -261,13 +260,6 @@ fn watchers_see_every_group_first_and_changes_later() {
     assert!(first.iter().all(|row| row.leadership.leader == Some(node(1))));
     cluster.create(3, &[1]);
     cluster.leader(3);
-    let later = cluster
-        .node(1)
-        .up
-        .as_ref()
-        .unwrap()
-        .runtime
-        .block_on(watch.next())
-        .unwrap();
+    let later = cluster.runtime(1).block_on(watch.next()).unwrap();
     assert!(later.iter().all(|row| row.group == group(3)));
 }

@@ -1,6 +1,6 @@
 //! Nodes in one process: real stores, real TCP on port 0, and a runtime for each node, so that a kill is a kill.
 
-#![allow(dead_code, reason = "every test file uses another part")]
+#![allow(dead_code, unreachable_pub, reason = "every test file uses another part")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use ptah_raft::{
 };
 use ptah_rpc::{ClusterSecret, Network, Server, ServerHandle, TcpNetwork};
 use ptah_segment_log::{Identity, SimDisk};
-use ptah_service::{Ports, Secret, Tasks};
+use ptah_service::{Metrics, Ports, Secret, Tasks};
 use ptah_types::{
     ClusterId, NodeId, PartitionKey, PartitionNumber, RaftGroupId, ReplicaId, Sequence, StationId, Timestamp,
 };
@@ -73,6 +73,7 @@ pub fn spec(group_number: u64, own: u64, nodes: &[u64]) -> ReplicaSpec {
 
 /// What runs while a node is up.
 pub struct Up {
+    pub metrics: Metrics,
     pub runtime: Runtime,
     pub host: RaftHost,
     pub tasks: Tasks,
@@ -151,9 +152,15 @@ impl Cluster {
         this.up = Some(start_node(identity, &this.disk, options, seed));
         self.tell_addresses();
         let specs: Vec<ReplicaSpec> = self.node(id).specs.values().cloned().collect();
+        let _runtime = self.runtime(id).enter();
         for spec in specs {
             self.host(id).ensure(spec).unwrap();
         }
+    }
+
+    /// The runtime of a node.
+    pub fn runtime(&self, id: u64) -> &Runtime {
+        &self.node(id).up.as_ref().expect("the node is up").runtime
     }
 
     pub fn tell_addresses(&self) {
@@ -197,7 +204,10 @@ impl Cluster {
     }
 
     pub fn ensure(&mut self, spec: ReplicaSpec, on: u64) {
-        self.host(on).ensure(spec.clone()).unwrap();
+        {
+            let _runtime = self.runtime(on).enter();
+            self.host(on).ensure(spec.clone()).unwrap();
+        }
         self.node_mut(on).specs.insert(spec.group, spec);
     }
 
@@ -206,6 +216,15 @@ impl Cluster {
         for id in nodes {
             self.ensure(spec(group_number, *id, nodes), *id);
         }
+    }
+
+    /// Deletes a replica for ever.
+    pub fn remove(&mut self, group_number: u64, on: u64) {
+        let removed = self
+            .runtime(on)
+            .block_on(self.host(on).remove(group(group_number)));
+        removed.unwrap();
+        self.node_mut(on).specs.remove(&group(group_number));
     }
 
     pub fn replica(&self, on: u64, group_number: u64) -> Replica {
@@ -256,7 +275,7 @@ impl Cluster {
         let replica = self.replica(on, group_number);
         let (mut next, end) = replica.with_partition(|p| (p.first_sequence(), p.next_sequence()));
         let mut all = Vec::new();
-        let runtime = &self.node(on).up.as_ref().expect("the node is up").runtime;
+        let runtime = self.runtime(on);
         while next < end {
             let batches = runtime.block_on(replica.read(next, end, 1 << 20)).unwrap();
             assert!(!batches.is_empty(), "messages from {next} are there");
@@ -271,6 +290,22 @@ impl Cluster {
             }
         }
         all
+    }
+
+    /// Value of a counter.
+    pub fn counter(&self, on: u64, name: &str) -> u64 {
+        let text = self
+            .node(on)
+            .up
+            .as_ref()
+            .expect("the node is up")
+            .metrics
+            .render();
+        text.lines()
+            .filter_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok())
+            .map(|value| value as u64)
+            .next()
+            .unwrap_or_else(|| panic!("no counter {name} in:\n{text}"))
     }
 
     pub fn state_of(&self, on: u64, group_number: u64) -> ReplicaState {
@@ -326,10 +361,9 @@ fn start_node(identity: Identity, disk: &SimDisk, options: HostOptions, seed: u6
         secret: secret(),
         tasks: tasks.clone(),
     };
+    let metrics = Metrics::new().prefixed("ptah");
     let (host, server) = runtime.block_on(async {
-        let host = RaftHost::open(parts, &ptah_service::Metrics::new())
-            .await
-            .unwrap();
+        let host = RaftHost::open(parts, &metrics).await.unwrap();
         let listener = network.bind("127.0.0.1:0").await.unwrap();
         let server = Server::internal(secret())
             .add_service(host.transport_service())
@@ -338,6 +372,7 @@ fn start_node(identity: Identity, disk: &SimDisk, options: HostOptions, seed: u6
     });
     let address = server.local_addr().to_string();
     Up {
+        metrics,
         runtime,
         host,
         tasks,

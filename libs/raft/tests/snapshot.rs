@@ -1,0 +1,196 @@
+//! Followers that are too far behind copy segments, whatever interrupts them, and logs stay small.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use bytes::{Bytes, BytesMut};
+use common::{Cluster, committed, group, sequence, until};
+use ptah_partition::{Command, GroupSpec, RangeSet, SequenceRange};
+use ptah_raft::HostOptions;
+use ptah_segment_log::{Frame, FrameKind};
+use ptah_types::{ConsumerGroupId, StartAt};
+
+/// Purges early, so that a follower that is away for a moment needs a snapshot.
+fn eager() -> HostOptions {
+    HostOptions {
+        checkpoint_bytes: Some(16 << 10),
+        keep_log_bytes: Some(32 << 10),
+        hold_log_bytes: Some(64 << 10),
+        ..HostOptions::for_tests()
+    }
+}
+
+/// Appends messages of 1 KiB.
+fn fill(cluster: &Cluster, count: usize) {
+    let mut done = 0;
+    while done < count {
+        let mut leader = cluster.leader(1);
+        let answers: Vec<_> = (0..32.min(count - done))
+            .filter_map(|number| leader.propose(&vec![number as u8; 1024]).ok())
+            .collect();
+        done += answers.iter().filter(|answer| committed(answer).is_ok()).count();
+    }
+}
+
+/// Every node holds the same messages and the same state.
+fn assert_identical(cluster: &Cluster, nodes: &[u64]) {
+    let leader = cluster.leader(1).on;
+    let next = cluster.replica(leader, 1).with_partition(|p| p.next_sequence());
+    cluster.until_applied(1, next);
+    let expected = cluster.messages(leader, 1);
+    assert_eq!(expected.len() as u64, next.get() - 1);
+    for id in nodes {
+        assert!(
+            cluster.messages(*id, 1) == expected,
+            "messages of node {id} differ"
+        );
+        let same = cluster.partition_bytes(*id, 1) == cluster.partition_bytes(leader, 1);
+        assert!(same, "state of node {id} differs");
+    }
+}
+
+/// Every batch frame in the files of a node, as bytes, by log index.
+fn batch_frames(cluster: &Cluster, on: u64) -> BTreeMap<u64, Bytes> {
+    let disk = &cluster.node(on).disk;
+    let mut frames = BTreeMap::new();
+    for path in disk.files() {
+        let of_group = path.to_string_lossy().contains(&group(1).to_hex());
+        if !of_group || path.extension().is_none_or(|end| end != "seg") {
+            continue;
+        }
+        let mut bytes = Bytes::from(disk.contents(&path).unwrap()).slice(4096..);
+        while let Ok(frame) = Frame::decode(&mut bytes) {
+            let mut encoded = BytesMut::new();
+            frame.encode_into(&mut encoded);
+            if frame.kind == FrameKind::Batch {
+                frames.insert(frame.index.0, encoded.freeze());
+            }
+        }
+    }
+    frames
+}
+
+fn snapshots_installed(cluster: &Cluster, on: u64) -> u64 {
+    cluster.counter(on, "ptah_snapshots_installed_total")
+}
+
+#[test]
+fn a_follower_behind_the_purge_point_copies_segments_and_is_identical() {
+    let mut cluster = Cluster::new(3, eager(), 1);
+    cluster.create(1, &[1, 2, 3]);
+    fill(&cluster, 20);
+    cluster.until_applied(1, sequence(21));
+    let away = if cluster.leader(1).on == 3 { 2 } else { 3 };
+    cluster.stop(away);
+    fill(&cluster, 600);
+    cluster.start(away);
+    assert_identical(&cluster, &[1, 2, 3]);
+    assert!(
+        snapshots_installed(&cluster, away) > 0,
+        "the log was purged, only a snapshot helps"
+    );
+    // It takes part again: it can lead, and it has the log to do so.
+    let leader = cluster.leader(1);
+    let moving = leader.replica.transfer_leader(common::replica(away));
+    cluster.runtime(leader.on).block_on(moving).unwrap();
+    until("the follower leads", || {
+        (cluster.leader(1).on == away).then_some(())
+    });
+    fill(&cluster, 10);
+    assert_identical(&cluster, &[1, 2, 3]);
+    for id in 1..=3 {
+        cluster.stop(id);
+    }
+    let (one, copied) = (batch_frames(&cluster, 1), batch_frames(&cluster, away));
+    assert_eq!(one.len(), 630);
+    assert!(one == copied, "frames are equal, byte for byte");
+}
+
+#[test]
+fn a_follower_that_loses_power_in_the_middle_of_a_snapshot_is_identical_in_the_end() {
+    for (seed, writes) in [(1, 5), (2, 12), (3, 25), (4, 40), (5, 60), (6, 90)] {
+        let mut cluster = Cluster::new(3, eager(), seed);
+        cluster.create(1, &[1, 2, 3]);
+        fill(&cluster, 20);
+        let away = if cluster.leader(1).on == 3 { 2 } else { 3 };
+        cluster.until_applied(1, sequence(21));
+        cluster.stop(away);
+        fill(&cluster, 400);
+        cluster.start(away);
+        // The power goes off at a write of the copying, or of the switch, or behind it.
+        cluster.node(away).disk.crash_after_writes(writes);
+        let leader = cluster.leader(1).replica;
+        let next = leader.with_partition(|p| p.next_sequence());
+        until("the power is off, or everything is copied", || {
+            let caught_up = || cluster.replica(away, 1).with_partition(|p| p.next_sequence()) >= next;
+            (cluster.node(away).disk.is_off() || caught_up()).then_some(())
+        });
+        cluster.power_off(away);
+        cluster.start(away);
+        assert_identical(&cluster, &[1, 2, 3]);
+    }
+}
+
+#[test]
+fn a_follower_that_is_close_keeps_the_log_and_one_that_is_gone_does_not() {
+    let mut cluster = Cluster::new(3, eager(), 1);
+    cluster.create(1, &[1, 2, 3]);
+    fill(&cluster, 20);
+    cluster.until_applied(1, sequence(21));
+    let away = if cluster.leader(1).on == 3 { 2 } else { 3 };
+    cluster.stop(away);
+    // Less than what is held for a follower that is close.
+    fill(&cluster, 40);
+    cluster.start(away);
+    assert_identical(&cluster, &[1, 2, 3]);
+    assert_eq!(snapshots_installed(&cluster, away), 0);
+}
+
+#[test]
+fn a_station_that_is_only_acknowledged_does_not_grow() {
+    let mut cluster = Cluster::new(1, eager(), 1);
+    cluster.create(1, &[1]);
+    fill(&cluster, 64);
+    let mut leader = cluster.leader(1);
+    let consumers = ConsumerGroupId::new(1).unwrap();
+    let spec = GroupSpec {
+        name: "readers".parse().unwrap(),
+        start: StartAt::First,
+        ack_deadline_ms: 30_000,
+        max_in_flight: 1000,
+    };
+    leader
+        .command(&[Command::EnsureGroup {
+            group: consumers,
+            spec,
+        }])
+        .unwrap();
+    let ack = |place: u64| Command::Ack {
+        group: consumers,
+        ranges: [SequenceRange::single(sequence(place))]
+            .into_iter()
+            .collect::<RangeSet>(),
+    };
+    let disk = cluster.node(1).disk.clone();
+    let command_bytes = || -> usize {
+        disk.files()
+            .iter()
+            .filter(|path| path.to_string_lossy().contains(&group(1).to_hex()))
+            .map(|path| disk.contents(path).map_or(0, |bytes| bytes.len()))
+            .sum()
+    };
+    let before = command_bytes();
+    // Ten segments of commands, if they stayed.
+    let written: usize = 10 * common::SEGMENT_BYTES as usize;
+    let each = 256 * 40;
+    for turn in 0..(written / each) {
+        let commands: Vec<Command> = (0..256).map(|n| ack((turn as u64 * 256 + n) % 60 + 1)).collect();
+        leader.command(&commands).unwrap();
+    }
+    until("what was purged is deleted", || {
+        let grown = command_bytes().saturating_sub(before);
+        (grown <= 4 * common::SEGMENT_BYTES as usize).then_some(())
+    });
+    assert!(cluster.replica(1, 1).status().last.0 > 60);
+}
