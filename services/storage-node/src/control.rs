@@ -1,0 +1,300 @@
+//! Talk with the control plane: registration, and a report every second or so.
+//!
+//! The node serves without a control plane; only its first start needs one. A failure is logged once per change of what is
+//! wrong, not once per attempt.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ptah_raft::{ReplicaState as HostState, ReplicaStatus};
+use ptah_rpc::clients::{NodeReport, NodeRegistration, Registered, ReplicaReport, ReplicaState};
+use ptah_rpc::{Channels, NodeClient, RpcError};
+use ptah_service::{Component, Ports, Stopping};
+use ptah_types::{ClusterId, ErrorKind, LogIndex, Term};
+use tokio::time::Instant;
+
+use crate::node::Node;
+use crate::placement::PlacementKeeper;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const CALL_DEADLINE: Duration = Duration::from_secs(2);
+/// Reports are at least this far apart, however often something changes.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(50);
+/// What a control plane may ask for.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The control plane does not accept this node with this data directory.
+#[derive(Debug, thiserror::Error)]
+#[error("the control plane refuses this node: {0}")]
+pub(crate) struct Refused(RpcError);
+
+/// The control planes, and which one answered last.
+pub(crate) struct ControlPlanes {
+    channels: Channels,
+    addresses: Vec<String>,
+    current: String,
+    next: usize,
+}
+
+/// Registers and reports.
+pub(crate) struct ControlLoop {
+    planes: ControlPlanes,
+    registration: NodeRegistration,
+    ports: Ports,
+    /// Only of a node that cannot serve before it is registered.
+    health: Option<Component>,
+    last_trouble: Option<String>,
+}
+
+impl ControlPlanes {
+    /// Control planes at `addresses`, of which there is at least one.
+    pub(crate) fn new(channels: Channels, addresses: Vec<String>) -> Self {
+        Self {
+            channels,
+            current: addresses.first().cloned().unwrap_or_default(),
+            addresses,
+            next: 0,
+        }
+    }
+
+    fn client(&self) -> Result<NodeClient, RpcError> {
+        Ok(NodeClient::new(self.channels.to(&self.current)?).with_deadline(CALL_DEADLINE))
+    }
+
+    /// After a failure: where the failed one points to, or the next one.
+    fn turn(&mut self, error: &RpcError) {
+        if let Some((_, leader)) = &error.leader {
+            self.current.clone_from(leader);
+            return;
+        }
+        self.next = (self.next + 1) % self.addresses.len().max(1);
+        if let Some(address) = self.addresses.get(self.next) {
+            self.current.clone_from(address);
+        }
+    }
+}
+
+impl ControlLoop {
+    /// Talks for the node that `registration` describes.
+    pub(crate) fn new(
+        planes: ControlPlanes,
+        registration: NodeRegistration,
+        ports: Ports,
+        health: Option<Component>,
+    ) -> Self {
+        if let Some(health) = &health {
+            health.not_ready("not registered with a control plane yet");
+        }
+        Self {
+            planes,
+            registration,
+            ports,
+            health,
+            last_trouble: None,
+        }
+    }
+
+    /// The node belongs to a cluster now, and serves without a control plane from now on.
+    pub(crate) fn set_cluster(&mut self, cluster: ClusterId) {
+        self.registration.cluster = Some(cluster);
+        self.health = None;
+    }
+
+    /// Whether the control plane is known to refuse this node; asks each one once. Unreachable ones say nothing.
+    pub(crate) async fn ask_once(&mut self) -> Result<Option<Registered>, Refused> {
+        for _ in 0..self.planes.addresses.len() {
+            if let Some(registered) = self.try_register().await? {
+                return Ok(Some(registered));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Registers, however long it takes. `None`: the node stops.
+    pub(crate) async fn register(&mut self, stopping: &Stopping) -> Result<Option<Registered>, Refused> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            if let Some(registered) = self.try_register().await? {
+                return Ok(Some(registered));
+            }
+            let jitter = self.ports.random.below(pause.as_millis() as u64 / 2 + 1);
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => return Ok(None),
+                () = tokio::time::sleep(pause + Duration::from_millis(jitter)) => {}
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn try_register(&mut self) -> Result<Option<Registered>, Refused> {
+        let result = match self.planes.client() {
+            Ok(client) => client.register(&self.registration).await,
+            Err(error) => Err(error),
+        };
+        let error = match result {
+            Ok(registered) => return self.accept(registered).map(Some),
+            Err(error) => error,
+        };
+        if is_refusal(error.kind) {
+            return Err(Refused(error));
+        }
+        self.note_trouble(&error);
+        self.planes.turn(&error);
+        Ok(None)
+    }
+
+    fn accept(&mut self, registered: Registered) -> Result<Registered, Refused> {
+        if let Some(ours) = self.registration.cluster
+            && ours != registered.cluster
+        {
+            let why = format!(
+                "data directory belongs to cluster {ours}, the control plane at {} to cluster {}; use the data directory \
+                 and the control planes of one cluster",
+                self.planes.current, registered.cluster
+            );
+            return Err(Refused(RpcError::new(ErrorKind::Incompatible, why)));
+        }
+        self.note_peace();
+        Ok(registered)
+    }
+
+    fn note_trouble(&mut self, error: &RpcError) {
+        let trouble = format!("control plane at {}: {error}", self.planes.current);
+        if let Some(health) = &self.health {
+            health.not_ready(trouble.clone());
+        }
+        if self.last_trouble.as_ref() != Some(&trouble) {
+            tracing::warn!(address = %self.planes.current, %error, "control plane does not answer, trying on");
+            self.last_trouble = Some(trouble);
+        }
+    }
+
+    fn note_peace(&mut self) {
+        if let Some(health) = &self.health {
+            health.ready();
+        }
+        if self.last_trouble.take().is_some() {
+            tracing::info!(address = %self.planes.current, "control plane answers");
+        }
+    }
+
+    /// Reports until the node stops; at once when the state of a replica changed.
+    pub(crate) async fn run(mut self, node: Arc<Node>, keeper: PlacementKeeper, stopping: Stopping) -> Result<(), Refused> {
+        let mut changes = node.host.watch_replicas();
+        loop {
+            let Some(registered) = self.register(&stopping).await? else {
+                return Ok(());
+            };
+            let interval = registered.report_interval.clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL);
+            loop {
+                let began = Instant::now();
+                changes.mark_unchanged();
+                if !self.report(&node, &keeper).await {
+                    break;
+                }
+                tokio::select! {
+                    biased;
+                    () = stopping.cancelled() => return Ok(()),
+                    () = tokio::time::sleep_until(began + interval) => {}
+                    () = changed(&mut changes) => {
+                        tokio::time::sleep_until(began + SHORTEST_INTERVAL).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reports once; false when the node has to register again.
+    async fn report(&mut self, node: &Node, keeper: &PlacementKeeper) -> bool {
+        let report = report_of(node, keeper, &self.registration);
+        let result = match self.planes.client() {
+            Ok(client) => client.report(&report, &self.registration.disk_id).await,
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(known) => {
+                self.note_peace();
+                known
+            }
+            Err(error) => {
+                self.note_trouble(&error);
+                self.planes.turn(&error);
+                false
+            }
+        }
+    }
+}
+
+/// A refusal is about this node and its directory, and does not pass by waiting.
+fn is_refusal(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Incompatible | ErrorKind::Conflict | ErrorKind::InvalidArgument | ErrorKind::AlreadyExists
+    )
+}
+
+async fn changed(changes: &mut tokio::sync::watch::Receiver<u64>) {
+    if changes.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn report_of(node: &Node, keeper: &PlacementKeeper, registration: &NodeRegistration) -> NodeReport {
+    let view = keeper.view();
+    let statuses = node.host.replicas();
+    let mut replicas: Vec<_> = statuses.iter().map(replica_report).collect();
+    for (group, trouble) in view.troubles {
+        if statuses.iter().any(|status| status.group == group) {
+            continue;
+        }
+        replicas.push(ReplicaReport {
+            group,
+            replica: None,
+            state: ReplicaState::Failed,
+            trouble,
+            term: Term::default(),
+            leader: None,
+            applied: LogIndex::default(),
+            initialized: false,
+            voters: Vec::new(),
+        });
+    }
+    let (disk_total_bytes, disk_free_bytes) = node.shared.disk.seen();
+    NodeReport {
+        node: registration.node,
+        address: registration.address.clone(),
+        version: registration.version.clone(),
+        disk_free_bytes,
+        disk_total_bytes,
+        replicas,
+        placement_epoch: view.fence.epoch,
+        placement_revision: view.fence.revision,
+    }
+}
+
+fn replica_report(status: &ReplicaStatus) -> ReplicaReport {
+    ReplicaReport {
+        group: status.group,
+        replica: status.replica,
+        state: replica_state(status.state),
+        trouble: status.trouble.clone().unwrap_or_default(),
+        term: status.term,
+        leader: status.leader_node,
+        applied: status.applied,
+        initialized: status.initialized,
+        voters: status.voters.iter().map(|(replica, _)| *replica).collect(),
+    }
+}
+
+fn replica_state(state: HostState) -> ReplicaState {
+    match state {
+        HostState::Running => ReplicaState::Open,
+        HostState::Opening | HostState::Restarting | HostState::Stopped => ReplicaState::Starting,
+        HostState::Damaged => ReplicaState::Damaged,
+        HostState::Lost => ReplicaState::Lost,
+        HostState::Unclaimed => ReplicaState::UnknownGroup,
+        HostState::Failed => ReplicaState::Failed,
+    }
+}

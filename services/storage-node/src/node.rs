@@ -1,0 +1,173 @@
+//! The node: its replicas, and which partitions it leads.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use ptah_raft::{GroupLeadership, Leadership, RaftHost, ReadMessagesError, Replica};
+use ptah_service::Tasks;
+use ptah_types::{PartitionKey, RaftGroupId};
+
+use crate::budget::Budget;
+use crate::error::PartitionError;
+use crate::leader::{PartitionLeader, PartitionSettings};
+use crate::shared::Shared;
+
+/// Everything that serves calls on partitions.
+pub(crate) struct Node {
+    /// What all parts share.
+    pub(crate) shared: Arc<Shared>,
+    /// The replicas.
+    pub(crate) host: RaftHost,
+    /// Memory for batches that are not answered.
+    pub(crate) append_budget: Budget,
+    tasks: Tasks,
+    leaders: RwLock<BTreeMap<RaftGroupId, Arc<PartitionLeader>>>,
+    settings: RwLock<BTreeMap<RaftGroupId, Arc<PartitionSettings>>>,
+}
+
+impl Node {
+    /// A node that leads nothing yet. `tasks` owns the tasks of led partitions.
+    pub(crate) fn new(shared: Arc<Shared>, host: RaftHost, append_budget: Budget, tasks: Tasks) -> Self {
+        Self {
+            shared,
+            host,
+            append_budget,
+            tasks,
+            leaders: RwLock::default(),
+            settings: RwLock::default(),
+        }
+    }
+
+    /// Sets what the control plane says of a partition.
+    pub(crate) fn configure(&self, group: RaftGroupId, generation: u64, max_message_bytes: u64) {
+        let mut settings = self.settings.write();
+        match settings.get(&group) {
+            Some(known) => known.set(generation, max_message_bytes),
+            None => {
+                let new = PartitionSettings::new(generation, max_message_bytes);
+                settings.insert(group, Arc::new(new));
+            }
+        }
+    }
+
+    /// Forgets a partition that was deleted.
+    pub(crate) fn forget(&self, group: RaftGroupId) {
+        self.settings.write().remove(&group);
+        self.end(group);
+    }
+
+    /// Checks that a caller means the partition that it reaches here.
+    pub(crate) fn check_route(
+        &self,
+        group: RaftGroupId,
+        key: &PartitionKey,
+        generation: Option<u64>,
+    ) -> Result<(), PartitionError> {
+        let replica = self.host.replica(group).ok_or(PartitionError::UnknownReplica { group })?;
+        if replica.key() != key {
+            return Err(PartitionError::OtherPartition {
+                group,
+                actual: replica.key().clone(),
+                asked: key.clone(),
+            });
+        }
+        let current = self.settings.read().get(&group).map_or(0, |settings| settings.generation());
+        match generation {
+            Some(asked) if asked < current => Err(PartitionError::StaleGeneration {
+                key: key.clone(),
+                asked,
+                current,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The leader of a group, if it is led here.
+    pub(crate) fn leader(&self, group: RaftGroupId) -> Result<Arc<PartitionLeader>, PartitionError> {
+        if let Some(leader) = self.leaders.read().get(&group)
+            && !leader.core().has_ended()
+        {
+            return Ok(Arc::clone(leader));
+        }
+        let replica = self.host.replica(group).ok_or(PartitionError::UnknownReplica { group })?;
+        let leadership = replica.leadership();
+        self.follow(&replica, leadership)
+            .ok_or_else(|| self.shared.not_leader(group, leadership.leader.filter(|leader| *leader != replica.node())))
+    }
+
+    /// Makes or ends the leader of a group, so that it agrees with `leadership`.
+    fn follow(&self, replica: &Replica, leadership: Leadership) -> Option<Arc<PartitionLeader>> {
+        let group = replica.group();
+        let mut leaders = self.leaders.write();
+        if let Some(leader) = leaders.get(&group) {
+            let same = leadership.ready && leader.core().reign == leadership.reign;
+            if same && !leader.core().has_ended() {
+                return Some(Arc::clone(leader));
+            }
+            leader.end();
+            leaders.remove(&group);
+            self.shared.metrics.partitions_led.dec();
+        }
+        if !leadership.ready || self.tasks.is_stopping() {
+            return None;
+        }
+        let settings = Arc::clone(self.settings.read().get(&group)?);
+        let (shared, replica) = (Arc::clone(&self.shared), replica.clone());
+        let leader =
+            PartitionLeader::begin(shared, replica, settings, leadership.term, leadership.reign, &self.tasks);
+        tracing::info!(partition = %leader.core().replica.key(), %group, term = %leadership.term, "partition led");
+        leaders.insert(group, Arc::clone(&leader));
+        self.shared.metrics.partitions_led.inc();
+        Some(leader)
+    }
+
+    fn end(&self, group: RaftGroupId) {
+        if let Some(leader) = self.leaders.write().remove(&group) {
+            leader.end();
+            self.shared.metrics.partitions_led.dec();
+        }
+    }
+
+    /// Follows every change of leadership until the host stops.
+    pub(crate) async fn follow_leaders(&self) {
+        let mut watch = self.host.watch_leaders();
+        while let Some(changes) = watch.next().await {
+            for GroupLeadership { group, .. } in changes {
+                // The newest state counts; the change is only a hint.
+                match self.host.replica(group) {
+                    Some(replica) => drop(self.follow(&replica, replica.leadership())),
+                    None => self.end(group),
+                }
+            }
+        }
+    }
+
+    /// Ends every reign: callers are sent elsewhere.
+    pub(crate) fn end_all(&self) {
+        for leader in std::mem::take(&mut *self.leaders.write()).into_values() {
+            leader.end();
+            self.shared.metrics.partitions_led.dec();
+        }
+    }
+
+    /// Partitions led.
+    pub(crate) fn led(&self) -> Vec<Arc<PartitionLeader>> {
+        self.leaders.read().values().cloned().collect()
+    }
+
+    /// What a failed read means to the caller.
+    pub(crate) fn read_error(&self, group: RaftGroupId, error: ReadMessagesError) -> PartitionError {
+        match error {
+            ReadMessagesError::Dropped { first } => {
+                let why = format!("messages before {first} are not kept any more");
+                PartitionError::Unavailable(why.into())
+            }
+            ReadMessagesError::Unavailable(why) => PartitionError::Unavailable(why.to_string().into()),
+            damaged @ ReadMessagesError::Damaged(..) => PartitionError::Damaged {
+                group,
+                why: damaged.to_string(),
+            },
+        }
+    }
+}
