@@ -1,0 +1,230 @@
+//! The catalog follows the metadata store through outages, and management works on top of it.
+
+use ptah_proto::api::v1 as api;
+use ptah_rpc::clients::CreateStation;
+use ptah_types::{ReplicaCount, StationKind, Storage, TenantName};
+use tonic::Code;
+
+use crate::support::{Cluster, ROOT, cluster, message, signed, stored, until};
+
+fn wanted(name: &str) -> CreateStation {
+    CreateStation {
+        principal: "root".parse().unwrap(),
+        tenant: TenantName::default_tenant(),
+        name: name.parse().unwrap(),
+        kind: StationKind::Station,
+        partitions: 1,
+        replicas: ReplicaCount::ONE,
+        storage: Storage::File,
+        max_message_bytes: 8 << 20,
+    }
+}
+
+async fn names(cluster: &Cluster, page_size: u32, page_token: &str) -> (Vec<String>, String) {
+    let request = api::ListStationsRequest {
+        page_size,
+        page_token: page_token.to_owned(),
+        ..Default::default()
+    };
+    let page = cluster
+        .stations()
+        .list_stations(signed(ROOT, request))
+        .await
+        .unwrap()
+        .into_inner();
+    (
+        page.stations.into_iter().map(|station| station.name).collect(),
+        page.next_page_token,
+    )
+}
+
+async fn until_listed(cluster: &Cluster, wanted: &[&str]) {
+    let listed = async {
+        while names(cluster, 0, "").await.0 != wanted {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(crate::support::LIMIT, listed)
+        .await
+        .unwrap_or_else(|_| panic!("{wanted:?} are not listed"));
+}
+
+#[tokio::test]
+async fn a_watch_resumes_where_it_broke_and_misses_nothing() {
+    let cluster = cluster().start().await;
+    let lists = cluster.metadata.lists();
+    cluster.metadata.down.send_replace(true);
+    until("the watch is broken", || {
+        cluster.counter("ptah_gateway_catalog_connected") == 0
+    })
+    .await;
+    cluster.control.make(&wanted("while-down"));
+    cluster.metadata.down.send_replace(false);
+    until_listed(&cluster, &["while-down"]).await;
+    assert_eq!(cluster.metadata.lists(), lists, "nothing was listed again");
+}
+
+#[tokio::test]
+async fn a_watch_that_was_compacted_away_lists_again_and_drops_what_is_gone() {
+    let cluster = cluster().start().await;
+    cluster.control.make(&wanted("old"));
+    until_listed(&cluster, &["old"]).await;
+    cluster.metadata.down.send_replace(true);
+    until("the watch is broken", || {
+        cluster.counter("ptah_gateway_catalog_connected") == 0
+    })
+    .await;
+    cluster.metadata.delete(ptah_rpc::records::RecordKey::station(
+        &TenantName::default_tenant(),
+        &"old".parse().unwrap(),
+    ));
+    cluster.control.make(&wanted("new"));
+    cluster.metadata.compact();
+    cluster.metadata.down.send_replace(false);
+    until_listed(&cluster, &["new"]).await;
+}
+
+#[tokio::test]
+async fn messages_flow_while_metadata_and_control_plane_are_down() {
+    let cluster = cluster().start().await;
+    cluster.station("orders", 2).await;
+    cluster.metadata.down.send_replace(true);
+    cluster.control.down.send_replace(true);
+    let results = cluster.produce("orders", vec![message("a")]).await;
+    assert_eq!(stored(&results[0]).1, 1);
+    // Programs make their stations at every start.
+    let request = api::CreateStationRequest {
+        name: "Orders".to_owned(),
+        config: Some(api::StationConfig {
+            partitions: 2,
+            replicas: 3,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let found = cluster
+        .stations()
+        .create_station(signed(ROOT, request.clone()))
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(!found.created);
+    let other = api::CreateStationRequest {
+        config: None,
+        ..request
+    };
+    let refused = cluster
+        .stations()
+        .create_station(signed(ROOT, other))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::AlreadyExists);
+}
+
+#[tokio::test]
+async fn stations_are_listed_by_pages_in_order_of_their_names() {
+    let cluster = cluster().start().await;
+    for name in ["delta", "Alpha", "charlie", "bravo", "echo"] {
+        cluster.control.make(&wanted(name));
+    }
+    until_listed(&cluster, &["Alpha", "bravo", "charlie", "delta", "echo"]).await;
+    let (first, token) = names(&cluster, 2, "").await;
+    let (second, token) = names(&cluster, 2, &token).await;
+    let (third, end) = names(&cluster, 2, &token).await;
+    assert_eq!(
+        (first, second, third),
+        (
+            vec!["Alpha".to_owned(), "bravo".to_owned()],
+            vec!["charlie".to_owned(), "delta".to_owned()],
+            vec!["echo".to_owned()]
+        )
+    );
+    assert_eq!(end, "");
+}
+
+#[tokio::test]
+async fn a_station_is_shown_with_leaders_and_sequences() {
+    let cluster = cluster().start().await;
+    cluster.station("orders", 3).await;
+    cluster
+        .produce(
+            "orders",
+            vec![api::NewMessage {
+                partition: 2,
+                ..message("x")
+            }],
+        )
+        .await;
+    let request = api::GetStationRequest {
+        name: "ORDERS".to_owned(),
+        ..Default::default()
+    };
+    let shown = cluster
+        .stations()
+        .get_station(signed(ROOT, request))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(shown.station.unwrap().name, "orders");
+    let partitions: Vec<_> = shown
+        .partitions
+        .iter()
+        .map(|p| (p.partition, p.leader_node_id, p.next_sequence))
+        .collect();
+    assert_eq!(partitions, [(1, 1, 1), (2, 2, 2), (3, 3, 1)]);
+    assert!(shown.partitions.iter().all(|p| p.trouble.is_empty()));
+}
+
+#[tokio::test]
+async fn a_deleted_station_refuses_messages_by_name_also_on_open_streams() {
+    let cluster = cluster().start().await;
+    cluster.station("orders", 1).await;
+    let stream = cluster.produce_stream("orders").await;
+    let request = api::DeleteStationRequest {
+        name: "orders".to_owned(),
+        ..Default::default()
+    };
+    cluster
+        .stations()
+        .delete_station(signed(ROOT, request))
+        .await
+        .unwrap();
+    stream.send(vec![message("late")]).await;
+    let results = stream.finish().await;
+    let Some(api::produce_result::Outcome::Error(error)) = &results[&0].outcome else {
+        panic!("{results:?}")
+    };
+    assert_eq!(error.kind(), ptah_proto::common::v1::ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn the_cluster_is_shown_without_control_plane_and_says_so() {
+    let cluster = cluster().start().await;
+    cluster.station("orders", 3).await;
+    cluster.control.down.send_replace(true);
+    let status = cluster
+        .cluster()
+        .get_cluster_status(signed(ROOT, api::GetClusterStatusRequest {}))
+        .await;
+    let status = status.unwrap().into_inner();
+    assert_eq!(status.nodes.len(), 3);
+    assert!(
+        status
+            .nodes
+            .iter()
+            .all(|node| node.alive && node.leaders == 1 && node.replicas == 3)
+    );
+    assert_eq!(
+        (
+            status.stations,
+            status.partitions,
+            status.partitions_without_leader
+        ),
+        (1, 3, 0)
+    );
+    assert!(
+        status.troubles[0].contains("the control plane does not answer"),
+        "{:?}",
+        status.troubles
+    );
+}

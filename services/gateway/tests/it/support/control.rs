@@ -1,0 +1,148 @@
+//! A fake control plane: records what is asked for in the fake metadata store.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ptah_proto::control::v1 as pb;
+use ptah_proto::control::v1::management_service_server::ManagementService;
+use ptah_rpc::clients::{ConsumerGroupEnsured, CreateStation, EnsureConsumerGroup, StationCreated};
+use ptah_rpc::records::{
+    ConsumerGroupRecord, PlacementRecord, RecordKey, RecordValue, ReplicaPlacement, StationRecord,
+};
+use ptah_types::{
+    ConsumerGroupId, NodeId, PartitionKey, PartitionNumber, RaftGroupId, ReplicaId, StationId, Timestamp,
+};
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+use super::metadata::FakeMetadata;
+use super::world::World;
+
+#[derive(Clone)]
+pub(crate) struct FakeControl {
+    pub(crate) metadata: FakeMetadata,
+    pub(crate) world: World,
+    pub(crate) nodes: u64,
+    pub(crate) ids: Arc<AtomicU64>,
+    pub(crate) down: watch::Sender<bool>,
+}
+
+impl FakeControl {
+    fn id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn check_up(&self) -> Result<(), Status> {
+        if *self.down.borrow() {
+            Err(Status::unavailable("control plane is down"))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Records a station and leads its partitions, partition 1 on node 1 and so on.
+    pub(crate) fn make(&self, wanted: &CreateStation) -> StationCreated {
+        let id = StationId::new(self.id()).unwrap();
+        let record = StationRecord {
+            id,
+            name: wanted.name.clone(),
+            kind: wanted.kind,
+            partitions: wanted.partitions,
+            replicas: wanted.replicas,
+            storage: wanted.storage,
+            max_message_bytes: wanted.max_message_bytes,
+            created_at: Timestamp::from_millis(1_700_000_000_000),
+            generation: 1,
+        };
+        let key = RecordKey::station(&wanted.tenant, &wanted.name);
+        let mut revision = self.metadata.put(key, RecordValue::Station(record));
+        for number in 1..=wanted.partitions {
+            let group = self.id();
+            let partition = PartitionKey {
+                tenant: wanted.tenant.clone(),
+                station: id,
+                partition: PartitionNumber::new(number).unwrap(),
+            };
+            self.world
+                .add_group(group, (u64::from(number) - 1) % self.nodes + 1);
+            let replicas = (1..=self.nodes).map(|node| ReplicaPlacement {
+                replica: ReplicaId::new(node).unwrap(),
+                node: NodeId::new(node).unwrap(),
+                opened: true,
+            });
+            let placement = PlacementRecord {
+                partition: partition.clone(),
+                group: RaftGroupId::new(group).unwrap(),
+                replicas: replicas.collect(),
+                next_replica: ReplicaId::new(100).unwrap(),
+                initialized: true,
+            };
+            revision = self.metadata.put(
+                RecordKey::placement(&partition),
+                RecordValue::Placement(placement),
+            );
+        }
+        StationCreated {
+            id,
+            revision,
+            created: true,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl ManagementService for FakeControl {
+    async fn create_station(
+        &self,
+        request: Request<pb::CreateStationRequest>,
+    ) -> Result<Response<pb::CreateStationResponse>, Status> {
+        self.check_up()?;
+        let wanted: CreateStation = request.into_inner().try_into()?;
+        Ok(Response::new(self.make(&wanted).into()))
+    }
+
+    async fn delete_station(
+        &self,
+        request: Request<pb::DeleteStationRequest>,
+    ) -> Result<Response<pb::DeleteStationResponse>, Status> {
+        self.check_up()?;
+        let request = request.into_inner();
+        let (tenant, name) = (request.tenant.parse().unwrap(), request.name.parse().unwrap());
+        let revision = self.metadata.delete(RecordKey::station(&tenant, &name));
+        Ok(Response::new(pb::DeleteStationResponse { revision }))
+    }
+
+    async fn ensure_consumer_group(
+        &self,
+        request: Request<pb::EnsureConsumerGroupRequest>,
+    ) -> Result<Response<pb::EnsureConsumerGroupResponse>, Status> {
+        self.check_up()?;
+        let wanted: EnsureConsumerGroup = request.into_inner().try_into()?;
+        let station = self.metadata.station(&wanted.tenant, &wanted.station);
+        let record = ConsumerGroupRecord {
+            id: ConsumerGroupId::new(self.id()).unwrap(),
+            station,
+            name: wanted.group.clone(),
+            config: wanted.config,
+            created_at: Timestamp::from_millis(1_700_000_000_000),
+        };
+        let key = RecordKey::consumer_group(&wanted.tenant, station, &wanted.group);
+        let (id, config) = (record.id, record.config);
+        let revision = self.metadata.put(key, RecordValue::ConsumerGroup(record));
+        let ensured = ConsumerGroupEnsured {
+            id,
+            config,
+            created: true,
+            revision,
+        };
+        Ok(Response::new((&ensured).into()))
+    }
+
+    async fn describe_nodes(
+        &self,
+        _: Request<pb::DescribeNodesRequest>,
+    ) -> Result<Response<pb::DescribeNodesResponse>, Status> {
+        self.check_up()?;
+        Ok(Response::new(pb::DescribeNodesResponse::default()))
+    }
+}
