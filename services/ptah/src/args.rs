@@ -21,7 +21,8 @@ Exit codes:
   6  no or wrong credentials, or not allowed
   7  some messages were refused, or a verification found a difference
   8  it may or may not have happened
-  9  `ptah up` cannot start here: a port, a directory or what lies in it";
+  9  `ptah up` cannot start here: a port, a directory or what lies in it
+130  ended at once by a second signal";
 
 /// Ptah: stations, partitioned and replicated logs with consumer groups.
 #[derive(Debug, Parser)]

@@ -25,6 +25,8 @@ pub enum Exit {
     OutcomeUnknown,
     /// `ptah up` cannot start here: a port, a directory or what lies in it.
     CannotStart,
+    /// A second signal ended it at once.
+    Interrupted,
 }
 
 impl Exit {
@@ -41,6 +43,7 @@ impl Exit {
             Self::Partial => 7,
             Self::OutcomeUnknown => 8,
             Self::CannotStart => 9,
+            Self::Interrupted => 130,
         }
     }
 
@@ -102,6 +105,16 @@ impl Failure {
             exit: Exit::CannotStart,
             kind: ErrorKind::Conflict,
             message: Some(message.into()),
+        }
+    }
+
+    /// A second signal: ends at once, without finishing anything.
+    pub fn interrupted(signal: &str) -> Self {
+        Self {
+            exit: Exit::Interrupted,
+            ..Self::failed(format!(
+                "second signal ({signal}), ended at once; unfinished work is recovered at the next start"
+            ))
         }
     }
 

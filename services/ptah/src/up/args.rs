@@ -12,6 +12,8 @@ use crate::units::parse_duration;
 
 /// Most storage nodes in one process.
 pub(super) const MAX_STORAGE_NODES: u32 = 32;
+/// Shortest password of root, except the default one.
+const SHORTEST_PASSWORD: usize = 8;
 
 /// `ptah up`.
 #[derive(Debug, Args)]
@@ -35,7 +37,7 @@ pub struct UpArgs {
     /// Let the system choose every port; the ready line tells them.
     #[arg(long, conflicts_with = "port_offset")]
     pub ephemeral_ports: bool,
-    /// Password of `root` in a new cluster. Other users of the machine can see arguments: better use
+    /// Password of `root` in a new cluster, at least 8 characters; it has to be the same at later starts. Other users of the machine can see arguments: better use
     /// PTAH_ROOT_PASSWORD or --root-password-file.
     #[arg(
         long,
@@ -78,10 +80,11 @@ impl UpArgs {
             (None, Some(path)) => read_password(path)?,
             (None, None) => return Ok(None),
         };
-        if password.is_empty() {
-            return Err(Failure::usage(
-                "the root password is empty; set PTAH_ROOT_PASSWORD to one that is not",
-            ));
+        let is_short = password.chars().count() < SHORTEST_PASSWORD;
+        if is_short && password != DEFAULT_ROOT_PASSWORD {
+            return Err(Failure::usage(format!(
+                "the root password is too short; set PTAH_ROOT_PASSWORD to at least {SHORTEST_PASSWORD} characters"
+            )));
         }
         Ok(Some(password))
     }
@@ -131,6 +134,13 @@ mod tests {
         );
         assert!(check_password(&open, Some(DEFAULT_ROOT_PASSWORD)).is_err());
         assert!(check_password(&open, Some("of my own")).is_ok());
+    }
+
+    #[test]
+    fn a_short_password_is_refused_before_anything_is_made() {
+        assert!(args("up --root-password 1234567").wanted_password().is_err());
+        assert!(args("up --root-password 12345678").wanted_password().is_ok());
+        assert_eq!(args("up").wanted_password().unwrap(), None);
     }
 
     #[test]

@@ -28,6 +28,8 @@ const MARKER: &str = "ptah-up.json";
 const MARKER_NEW: &str = "ptah-up.json.new";
 const LOCK: &str = "ptah.lock";
 const SECRET: &str = "cluster-secret";
+/// The database, in the directory `metadata`.
+pub(super) const METADATA_FILE: &str = "ptah-metadata.db";
 const NODE_PREFIX: &str = "storage-node-";
 /// Form of the directory that this version makes and reads.
 const FORMAT: u32 = 1;
@@ -114,9 +116,14 @@ impl Inspected {
         Ok(nodes)
     }
 
-    /// Whether a cluster was made here before.
-    pub(super) fn is_used(&self) -> bool {
-        self.marker.is_some()
+    /// Where the cluster's metadata is, or will be.
+    pub(super) fn metadata_file(&self) -> PathBuf {
+        self.path.join("metadata").join(METADATA_FILE)
+    }
+
+    /// Whether there is a database; one that cannot be looked at is one.
+    pub(super) fn has_metadata(&self) -> bool {
+        self.metadata_file().try_exists().unwrap_or(true)
     }
 
     /// Where a storage node's data is, or will be.
@@ -334,7 +341,7 @@ mod tests {
     #[test]
     fn looking_changes_nothing() {
         let (parent, path) = new_dir();
-        assert!(!inspect(&path).unwrap().is_used());
+        assert!(inspect(&path).unwrap().marker.is_none());
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 
@@ -344,7 +351,7 @@ mod tests {
         let used = inspect(&path).unwrap().take(1).unwrap();
         assert!(message(&inspect(&path).unwrap_err()).contains("in use by another process"));
         drop(used);
-        assert!(inspect(&path).unwrap().is_used());
+        assert!(inspect(&path).unwrap().marker.is_some());
     }
 
     #[test]
