@@ -16,7 +16,7 @@ use super::state::Cut;
 use crate::disk::{DiskFile, replace_file};
 use crate::segment::{SegmentName, StreamKind, file_offset};
 use crate::store::count;
-use crate::{Frame, ReadError};
+use crate::{Damage, Frame, ReadError};
 
 /// What a flush did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +43,9 @@ struct Plan {
     dir_number: u64,
     in_place: bool,
 }
+
+/// Text file in a group's directory that says why it may not be used.
+pub(crate) const DAMAGE_MARKER: &str = "damaged";
 
 /// Most bytes of one write.
 const WRITE_BYTES: u64 = 4 << 20;
@@ -121,7 +124,7 @@ impl GroupLog {
             let same = |piece: &Piece| piece.kind == first.kind && piece.segment == first.segment;
             let count = rest.iter().take_while(|piece| same(piece)).count();
             let (segment, others) = rest.split_at(count);
-            bytes += self.write_segment(plan.dir_number, segment)?;
+            bytes += self.write_segment(plan.dir_number, plan.image.record, segment)?;
             rest = others;
         }
         if !plan.pieces.is_empty() {
@@ -132,10 +135,10 @@ impl GroupLog {
     }
 
     /// Writes frames of one segment in large writes and syncs it.
-    fn write_segment(&self, dir_number: u64, pieces: &[Piece]) -> io::Result<u64> {
+    fn write_segment(&self, dir_number: u64, as_of: u64, pieces: &[Piece]) -> io::Result<u64> {
         let Some(first) = pieces.first() else { return Ok(0) };
         let name = self.segment_name(dir_number, first.kind, first.segment);
-        let file = self.segment_file(&name)?;
+        let file = self.segment_file(&name, as_of)?;
         let mut total = 0;
         let mut rest = pieces;
         while let Some(first) = rest.first() {
@@ -165,16 +168,22 @@ impl GroupLog {
         Ok(total)
     }
 
-    /// Opens a segment's file; makes it with its header block when it was not made yet. The caller holds `io`.
-    pub(super) fn segment_file(&self, name: &SegmentName) -> io::Result<Arc<dyn DiskFile>> {
-        let known = self
-            .state
-            .lock()
-            .stream(name.kind)
-            .find(name.first)
-            .map(|segment| segment.exists);
-        // Not known: it was truncated meanwhile; a cut will follow.
-        let exists = match known {
+    /// Opens a segment's file as it is after record `as_of`; makes it with its header block when it was not made yet. The
+    /// caller holds `io`.
+    ///
+    /// A truncation that is not durable may already have replaced the segment by one of the same name in memory: the file
+    /// is still the old one's then, and must be kept as it is.
+    pub(super) fn segment_file(&self, name: &SegmentName, as_of: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let (replaced, known) = {
+            let state = self.state.lock();
+            let later = |cut: &Cut| cut.record > as_of && cut.kind == name.kind && cut.segment == name.first;
+            let known = state
+                .stream(name.kind)
+                .find(name.first)
+                .map(|segment| segment.exists);
+            (state.cuts.iter().any(later), known)
+        };
+        let exists = match known.filter(|_| !replaced) {
             Some(exists) => exists,
             None => self.shared.disk.exists(&name.path)?,
         };
@@ -184,7 +193,7 @@ impl GroupLog {
         let file = self.shared.disk.create(&name.path)?;
         file.write_at(&mut [IoSlice::new(&name.header())], 0)?;
         self.shared.files.insert(&name.path, file.clone());
-        if let Some(segment) = self.state.lock().stream_mut(name.kind).find_mut(name.first) {
+        if !replaced && let Some(segment) = self.state.lock().stream_mut(name.kind).find_mut(name.first) {
             segment.exists = true;
         }
         Ok(file)
@@ -270,6 +279,29 @@ impl GroupLog {
 
     pub(crate) fn is_dirty(&self) -> bool {
         self.state.lock().dirty
+    }
+
+    /// The group's files cannot be written: it takes no more work, is damaged from the next start on, and does not hold the
+    /// write-ahead log any more. Another replica must take its place.
+    pub(crate) fn give_up(&self, why: &str) {
+        let damage = Damage::new(
+            &self.dir,
+            0,
+            format!("given up because its files could not be written: {why}"),
+        );
+        tracing::error!(group = %self.spec.group.to_hex(), %damage, "group is given up");
+        let marker = self.dir.join(DAMAGE_MARKER);
+        if let Err(error) = replace_file(&*self.shared.disk, &marker, &[damage.to_string().as_bytes()]) {
+            tracing::error!(file = %marker.display(), %error, "damage of a group cannot be noted");
+            return;
+        }
+        let mut state = self.state.lock();
+        state.damage.push(damage);
+        state.dropped = true;
+        state.wal_files.clear();
+        let record = state.next_record;
+        state.tail.mark(|entry| entry.record < record);
+        self.account(&mut state);
     }
 
     /// Deletes files that were dropped. Answers how many.

@@ -24,7 +24,7 @@ use crate::store::Shared;
 use crate::types::{GroupCondition, GroupSpec, SegmentSummary, VoteRecord};
 use crate::wal::Effect;
 
-pub(crate) use flush::Flushed;
+pub(crate) use flush::{DAMAGE_MARKER, Flushed};
 pub use install::Install;
 pub(crate) use install::{InstallJob, SwitchError};
 pub(crate) use meta::{MetaImage, data_dir, slot_name};

@@ -221,7 +221,7 @@ impl GroupLog {
     /// Why no operation is taken any more, if so.
     pub(super) fn refusal(&self, state: &GroupState) -> Option<io::Error> {
         if state.dropped {
-            let text = format!("group {} was dropped", self.spec.group.to_hex());
+            let text = format!("group {} was dropped or given up", self.spec.group.to_hex());
             return Some(io::Error::new(io::ErrorKind::NotFound, text));
         }
         self.shared.check_failed().err()

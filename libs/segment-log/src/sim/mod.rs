@@ -199,6 +199,30 @@ impl SimDisk {
         })))
     }
 
+    /// Another disk with the same content as this one has now; everything on it is durable.
+    pub fn fork(&self, seed: u64) -> Self {
+        let copy = Self::new(seed);
+        let sim = self.0.lock();
+        let mut names = BTreeMap::new();
+        for (path, node) in &sim.names {
+            let node = match node {
+                Node::Dir => Node::Dir,
+                Node::File(inode) => {
+                    let mut twin = Inode::default();
+                    twin.replace(inode.lock().current.clone());
+                    Node::File(Arc::new(Mutex::new(twin)))
+                }
+            };
+            names.insert(path.clone(), node);
+        }
+        drop(sim);
+        let mut twin = copy.0.lock();
+        twin.durable_names = names.clone();
+        twin.names = names;
+        drop(twin);
+        copy
+    }
+
     /// As the port.
     pub fn as_disk(&self) -> Arc<dyn Disk> {
         Arc::new(self.clone())

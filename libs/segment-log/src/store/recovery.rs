@@ -17,13 +17,10 @@ use super::groups::{group_dir, groups_dir, move_aside};
 use super::known::{Known, Presence};
 use super::{DamagedGroup, Shared};
 use crate::disk::read_file;
-use crate::group::{GroupLog, GroupState, MetaImage, data_dir};
+use crate::group::{DAMAGE_MARKER, GroupLog, GroupState, MetaImage, data_dir};
 use crate::types::GroupSpec;
 use crate::wal::{Committer, Numbers, Record, RecordHeader, RecordKind, ScanEvent, ScanResult, scan};
 use crate::{Damage, OpenError, ReadError};
-
-/// Text file in a group's directory that says why it may not be used.
-const MARKER: &str = "damaged";
 
 struct Recovering {
     log: Arc<GroupLog>,
@@ -186,7 +183,7 @@ impl Recovery {
     }
 
     fn read_marker(&self, dir: &Path) -> Result<Option<Damage>, OpenError> {
-        let path = dir.join(MARKER);
+        let path = dir.join(DAMAGE_MARKER);
         match read_file(&*self.shared.disk, &path, 1 << 20) {
             Ok(text) => Ok(Some(Damage::new(dir, 0, String::from_utf8_lossy(&text).trim()))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -461,7 +458,7 @@ impl Recovery {
         if !disk.exists(dir).map_err(OpenError::io("look at", dir))? {
             return Ok(());
         }
-        let path = dir.join(MARKER);
+        let path = dir.join(DAMAGE_MARKER);
         let text = format!("{damage}\n");
         crate::disk::replace_file(disk, &path, &[text.as_bytes()]).map_err(OpenError::io("write", path))
     }

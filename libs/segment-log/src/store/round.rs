@@ -72,6 +72,10 @@ impl Inner {
             Err(error) => {
                 let text = error.to_string();
                 tracing::warn!(group = %group.spec().group.to_hex(), %error, "group cannot be flushed");
+                // Others must not run out of write-ahead log because of one.
+                if self.shared.wal_live_bytes() >= self.shared.options.max_wal_bytes / 2 {
+                    group.give_up(&text);
+                }
                 report.failed.push((group.spec().group, text));
             }
         }

@@ -1,5 +1,10 @@
 //! Tests of the whole crate on the simulated disk.
 
 mod basic;
+mod damage;
+mod faults;
+mod groups;
 mod harness;
+mod install;
 mod model;
+mod os;
