@@ -76,6 +76,17 @@ impl Budget {
         self.frames.push(frame);
     }
 
+    /// Whether all of `frames` fit, and more may.
+    fn extend(&mut self, frames: Vec<Frame>) -> bool {
+        for frame in frames {
+            if !self.fits(frame.encoded_len()) {
+                return false;
+            }
+            self.add(frame);
+        }
+        self.left > 0
+    }
+
     fn collect<'a>(mut self, frames: impl Iterator<Item = &'a Frame>) -> Vec<Frame> {
         for frame in frames {
             if !self.fits(frame.encoded_len()) {
@@ -173,6 +184,26 @@ impl GroupLog {
     /// Frames `from..to` (exclusive) that exist, in order, from `from` on, until `max_bytes` would be exceeded; at least
     /// one when `from` exists; empty when `from` is above the last entry. Blocks when the frames are not in memory.
     pub fn read(&self, from: LogIndex, to: LogIndex, max_bytes: u64) -> Result<Vec<Frame>, ReadError> {
+        let mut budget = Budget::new(max_bytes);
+        let mut at = from;
+        // The first part may be on disk, the second in memory.
+        while at < to {
+            let part = match self.read_part(at, to, budget.left) {
+                Err(error) if budget.frames.is_empty() => return Err(error),
+                // The next call tells it.
+                Err(_) => break,
+                Ok(part) => part,
+            };
+            let Some(last) = part.last() else { break };
+            at = last.index.next();
+            if !budget.extend(part) {
+                break;
+            }
+        }
+        Ok(budget.frames)
+    }
+
+    fn read_part(&self, from: LogIndex, to: LogIndex, max_bytes: u64) -> Result<Vec<Frame>, ReadError> {
         for _ in 0..ATTEMPTS {
             let plan = match self.plan_read(from, to, max_bytes)? {
                 Ok(frames) => return Ok(frames),
@@ -328,6 +359,31 @@ impl GroupLog {
     /// `max_bytes` would be exceeded; at least one when `from` exists. The caller bounds `upto` by what is applied. Blocks
     /// when the frames are not in memory.
     pub fn read_messages(
+        &self,
+        from: Sequence,
+        upto: Sequence,
+        max_bytes: u64,
+    ) -> Result<Vec<Frame>, ReadError> {
+        let mut budget = Budget::new(max_bytes);
+        let mut at = from;
+        while at < upto {
+            let part = match self.read_messages_part(at, upto, budget.left) {
+                Err(error) if budget.frames.is_empty() => return Err(error),
+                Err(_) => break,
+                Ok(part) => part,
+            };
+            let Some(end) = part.last().and_then(Frame::end_sequence) else {
+                break;
+            };
+            at = end;
+            if !budget.extend(part) {
+                break;
+            }
+        }
+        Ok(budget.frames)
+    }
+
+    fn read_messages_part(
         &self,
         from: Sequence,
         upto: Sequence,
