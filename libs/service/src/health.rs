@@ -215,7 +215,9 @@ impl Component {
 
     fn set(&self, reason: Option<String>) {
         let mut was = None;
+        let mut stopping = false;
         self.health.inner.state.send_if_modified(|state| {
+            stopping = state.stopping;
             let slot = state.components.entry(self.key.clone()).or_default();
             let changed = *slot != reason;
             if changed {
@@ -225,8 +227,8 @@ impl Component {
         });
         match (was, reason) {
             (Some(_), None) => tracing::info!(component = %self.key.0, "component is ready"),
-            // A component that starts is expected not to be ready.
-            (Some(None), Some(reason)) => {
+            // A component that starts or stops is expected not to be ready.
+            (Some(None), Some(reason)) if !stopping => {
                 tracing::warn!(component = %self.key.0, %reason, "component is not ready");
             }
             _ => {}
