@@ -176,7 +176,8 @@ impl GroupLog {
     pub(super) fn segment_file(&self, name: &SegmentName, as_of: u64) -> io::Result<Arc<dyn DiskFile>> {
         let (replaced, known) = {
             let state = self.state.lock();
-            let later = |cut: &Cut| cut.record > as_of && cut.kind == name.kind && cut.segment == name.first;
+            let whole = |cut: &Cut| cut.record > as_of && cut.length.is_none();
+            let later = |cut: &Cut| whole(cut) && cut.kind == name.kind && cut.segment == name.first;
             let known = state
                 .stream(name.kind)
                 .find(name.first)
