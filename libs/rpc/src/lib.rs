@@ -28,7 +28,7 @@ pub use error::{RpcError, code_of, to_status};
 pub use network::{BoxIo, InProcessNetwork, Io, Listener, Network, TcpNetwork, bind};
 pub use retry::{Attempt, RetryPolicy, retry};
 pub use secret::ClusterSecret;
-pub use server::{Peer, Server, ServerHandle, ServerOptions};
+pub use server::{ConnectionCut, Peer, Server, ServerHandle, ServerOptions};
 pub use wire::{agree_wire, wire_range};
 
 /// Largest gRPC message in bytes (66 MiB): the largest batch with room for its envelope.

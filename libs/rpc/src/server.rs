@@ -30,6 +30,7 @@ use tower::Service;
 
 use crate::{ClusterSecret, Listener, MessageBudget};
 
+pub use connection::ConnectionCut;
 pub use front::Peer;
 pub use options::ServerOptions;
 

@@ -16,6 +16,7 @@ use ptah_service::Tasks;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
 
 use crate::Listener;
 use crate::network::BoxIo;
@@ -90,7 +91,12 @@ impl Acceptor {
             .keep_alive_interval(options.keep_alive_interval)
             .keep_alive_timeout(options.keep_alive_timeout);
         let front = Arc::clone(&self.front);
-        let service = service_fn(move |request| Arc::clone(&front).handle(peer, request));
+        let cut = ConnectionCut::default();
+        let caller = cut.clone();
+        let service = service_fn(move |mut request: http::Request<_>| {
+            request.extensions_mut().insert(caller.clone());
+            Arc::clone(&front).handle(peer, request)
+        });
         let io = TokioIo::new(Greeted::new(io, options.handshake_timeout));
         let stopping = self.tasks.stopping();
         async move {
@@ -98,9 +104,16 @@ impl Acceptor {
             let ended = tokio::select! {
                 biased;
                 ended = connection.as_mut() => ended,
+                () = cut.0.cancelled() => {
+                    tracing::debug!(%peer, "connection cut");
+                    return;
+                }
                 () = stopping.cancelled() => {
                     connection.as_mut().graceful_shutdown();
-                    connection.await
+                    tokio::select! {
+                        ended = connection => ended,
+                        () = cut.0.cancelled() => return,
+                    }
                 }
             };
             if let Err(error) = ended {
@@ -108,6 +121,18 @@ impl Acceptor {
                 tracing::debug!(%peer, %error, "connection ended");
             }
         }
+    }
+}
+
+/// Ends a connection at once. Found in the extensions of every request: for a client that holds memory and does not
+/// read, since HTTP/2 asks nothing of a handler while its client does not.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectionCut(CancellationToken);
+
+impl ConnectionCut {
+    /// Ends the connection and all its calls.
+    pub fn cut(&self) {
+        self.0.cancel();
     }
 }
 
