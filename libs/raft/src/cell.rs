@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use parking_lot::{Mutex, RwLock};
 use ptah_segment_log::GroupLog;
+use ptah_service::Tasks;
 use ptah_types::{LogId, LogIndex, NodeId, PartitionKey, RaftGroupId, ReplicaId, Sequence, Term};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -143,6 +145,9 @@ pub(crate) struct Shared {
     pub(crate) stopping: AtomicBool,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) blocking: Blocking,
+    pub(crate) tasks: Tasks,
+    /// Where the host's tasks run, whoever starts them.
+    pub(crate) runtime: Handle,
 }
 
 /// One replica.
@@ -160,6 +165,8 @@ pub(crate) struct Cell {
     pub(crate) in_flight: Arc<InFlight>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) stop: CancellationToken,
+    /// Told when the replica is asked to initialise the group while it runs.
+    pub(crate) initialize_asked: Notify,
     /// Told when a reader met damage that ends the replica.
     pub(crate) damage_found: Notify,
     running: RwLock<Option<Running>>,
@@ -183,6 +190,7 @@ impl Cell {
             in_flight: Arc::new(InFlight::default()),
             shared,
             stop,
+            initialize_asked: Notify::new(),
             damage_found: Notify::new(),
             running: RwLock::new(None),
             condition: Mutex::new(Condition {

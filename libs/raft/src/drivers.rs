@@ -87,6 +87,9 @@ impl StoreDrivers {
                 () = self.wakes.round.notified() => {}
                 () = tokio::time::sleep(self.shared.options.round_every) => {}
             }
+            if self.store.failure().is_some() {
+                return;
+            }
             self.round(&tasks).await;
         }
     }

@@ -13,6 +13,7 @@ use ptah_rpc::{ClusterSecret, Network};
 use ptah_segment_log::{Disk, Drivers, GroupCondition, GroupError, GroupInfo, Identity, Store};
 use ptah_service::{Ports, Tasks};
 use ptah_types::{LogIndex, NodeId, RaftGroupId, Sequence, Term};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -112,6 +113,8 @@ impl RaftHost {
             stopping: AtomicBool::new(false),
             metrics: Arc::clone(&metrics),
             blocking,
+            tasks: tasks.clone(),
+            runtime: Handle::current(),
         });
         let transport = Transport::new(TransportParts {
             identity,
@@ -190,7 +193,7 @@ impl RaftHost {
         self.inner.transport.set_addresses(peers);
     }
 
-    /// Runs a replica from now on; it is opened in the background, on the runtime of the caller. Idempotent.
+    /// Runs a replica from now on; it is opened in the background. Idempotent.
     pub fn ensure(&self, spec: ReplicaSpec) -> Result<(), EnsureError> {
         let inner = &self.inner;
         if inner.shared.stopping.load(Ordering::Acquire) {
@@ -214,10 +217,13 @@ impl RaftHost {
         if is_new {
             let name = format!("replica of group {}", group.to_hex());
             let running = supervise(cell, Arc::clone(&inner.opener));
+            let _runtime = inner.shared.runtime.enter();
             inner.tasks.spawn(name, running);
         } else {
             cell.opened.fetch_or(opened, Ordering::AcqRel);
-            cell.initialize.fetch_or(initialize, Ordering::AcqRel);
+            if initialize && !cell.initialize.swap(true, Ordering::AcqRel) {
+                cell.initialize_asked.notify_one();
+            }
         }
         Ok(())
     }

@@ -1,6 +1,5 @@
 //! The handle to one replica: proposing, reading, watching, moving leadership and members.
 
-use std::future::IntoFuture;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -123,7 +122,7 @@ impl Replica {
     fn propose(&self, term: Term, record: Record, done: Done) -> Result<(), ProposeError> {
         let result = self
             .cell
-            .with_running(|running| self.propose_to(&running.raft, term, record, done))
+            .with_running(|running| self.propose_to(running.raft.clone(), term, record, done))
             .unwrap_or_else(|| Err(ProposeError::Unavailable("the replica is not running".to_owned())));
         let metrics = &self.cell.shared.metrics;
         match &result {
@@ -133,7 +132,7 @@ impl Replica {
         result
     }
 
-    fn propose_to(&self, raft: &Raft, term: Term, record: Record, done: Done) -> Result<(), ProposeError> {
+    fn propose_to(&self, raft: Raft, term: Term, record: Record, done: Done) -> Result<(), ProposeError> {
         let shared = &self.cell.shared;
         let leadership = self.cell.leadership();
         if leadership.term != term || leadership.leader_replica != Some(self.cell.replica) {
@@ -162,20 +161,32 @@ impl Replica {
             )
             .ok_or(ProposeError::TooMuchInFlight)?;
         let pending = Pending::new(done, guard);
-        let write = raft
-            .write(record)
-            .with_leader(CommittedLeaderId::new(term.0))
-            .responder(ProposalResponder::new(Arc::clone(&pending)))
-            .into_future();
-        // The core's queue is longer than what may be in flight, so the message is taken at the first poll; when it
-        // is not, the future is dropped and the message with it.
-        match tokio::task::unconstrained(write).now_or_never() {
+        let responder = ProposalResponder::new(Arc::clone(&pending));
+        let mut write = Box::pin(async move {
+            raft.write(record)
+                .with_leader(CommittedLeaderId::new(term.0))
+                .responder(responder)
+                .await
+        });
+        // The core's queue is longer than what may be in flight, so it takes the message at the first poll.
+        match tokio::task::unconstrained(&mut write).now_or_never() {
             Some(Ok(())) => Ok(()),
-            Some(Err(_)) | None => {
+            Some(Err(_)) => {
                 pending.disarm();
                 Err(ProposeError::Unavailable(
                     "the replica does not take entries".to_owned(),
                 ))
+            }
+            // The core is going. openraft's calls must not be dropped while they wait for its end: a later one would
+            // panic. The answer comes from the responder, whatever happens to the message.
+            None => {
+                let _runtime = shared.runtime.enter();
+                shared.tasks.spawn("proposal to a core that ends", async move {
+                    if let Err(error) = write.await {
+                        tracing::debug!(%error, "proposal was not taken");
+                    }
+                });
+                Ok(())
             }
         }
     }

@@ -1,10 +1,12 @@
 //! The life of a replica: opened, watched, opened again when its core dies, given up when that does not help.
 
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::error::{InitializeError, RaftError};
@@ -23,8 +25,8 @@ use crate::types::{Raft, member_nodes};
 
 /// A replica that ran this long without dying is at peace again.
 const PEACE: Duration = Duration::from_secs(3600);
-/// How long reading the log at the start of openraft may take.
-const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a core may take to end before it is told to people.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What opening a replica needs.
 pub(crate) struct Opener {
@@ -69,6 +71,9 @@ pub(crate) async fn supervise(cell: Arc<Cell>, opener: Arc<Opener>) {
                 break cell.set_state(state, Some(why));
             }
         };
+        if let Some(failure) = opener.store.failure() {
+            break cell.set_state(ReplicaState::Failed, Some(failure));
+        }
         if let Some(damage) = cell.trouble.text() {
             break cell.set_state(ReplicaState::Damaged, Some(damage));
         }
@@ -111,7 +116,7 @@ async fn run_once(cell: &Arc<Cell>, opener: &Opener) -> Result<Ended, OpenFailur
         Ok(()) => {
             cell.set_running(Some(running.clone()));
             cell.set_state(ReplicaState::Running, None);
-            watch(cell, &running.raft).await
+            watch(cell, &running).await
         }
         Err(why) => Ended::Died(why),
     };
@@ -121,9 +126,23 @@ async fn run_once(cell: &Arc<Cell>, opener: &Opener) -> Result<Ended, OpenFailur
         term,
         ..Leadership::default()
     });
-    // The core is gone or goes now; an error says only how it ended.
-    let _ = tokio::time::timeout(SHUTDOWN_DEADLINE, running.raft.shutdown()).await;
+    shut_down(cell, running.raft).await;
     Ok(ended)
+}
+
+/// Waits until the core is gone: two cores must never write one log. The wait has no end of its own, because the core
+/// always ends (its own waits have deadlines); a stop of the whole host cuts it.
+async fn shut_down(cell: &Arc<Cell>, raft: Raft) {
+    // openraft panics when somebody else's call was cancelled while it waited for the core's end; the core has ended
+    // then. The call itself must not be cancelled, for the same reason.
+    let ending = AssertUnwindSafe(async move { raft.shutdown().await }).catch_unwind();
+    let mut ending = std::pin::pin!(ending);
+    while tokio::time::timeout(SHUTDOWN_PATIENCE, &mut ending)
+        .await
+        .is_err()
+    {
+        tracing::warn!(group = %cell.group.to_hex(), "openraft's core does not end");
+    }
 }
 
 /// The replica's log; made when it may be made.
@@ -207,7 +226,8 @@ async fn open_raft(cell: &Arc<Cell>, opener: &Opener, log: &Arc<GroupLog>) -> io
         .map_err(io::Error::other)
 }
 
-/// What a replica does once when it starts: the group's first membership, and an election that needs nobody else.
+/// What a replica does when it starts, and when it is asked to initialise: the group's first membership, and an
+/// election that needs nobody else.
 async fn begin(cell: &Arc<Cell>, running: &Running) -> Result<(), String> {
     let raft = &running.raft;
     if cell.initialize.load(Ordering::Acquire) && running.log.last_log_id().is_none() {
@@ -233,7 +253,8 @@ async fn begin(cell: &Arc<Cell>, running: &Running) -> Result<(), String> {
 }
 
 /// Publishes who leads, until the replica is stopped or dies.
-async fn watch(cell: &Arc<Cell>, raft: &Raft) -> Ended {
+async fn watch(cell: &Arc<Cell>, running: &Running) -> Ended {
+    let raft = &running.raft;
     let mut server = raft.server_metrics();
     let mut applied_term = cell.state.watch_term();
     let mut membership = None;
@@ -253,6 +274,9 @@ async fn watch(cell: &Arc<Cell>, raft: &Raft) -> Ended {
         }
         tokio::select! {
             () = cell.stop.cancelled() => return Ended::Stopped,
+            () = cell.initialize_asked.notified() => if let Err(why) = begin(cell, running).await {
+                return Ended::Died(why);
+            },
             () = cell.damage_found.notified() => return Ended::Died("stored data is damaged".to_owned()),
             changed = server.changed() => if changed.is_err() {
                 return Ended::Died(cause_of_death(raft));

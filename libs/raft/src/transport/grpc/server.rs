@@ -1,5 +1,6 @@
 //! The transport service of a node.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use ptah_proto::raft::v1 as pb;
 use ptah_proto::raft::v1::raft_transport_service_server::{RaftTransportService, RaftTransportServiceServer};
 use ptah_rpc::{MAX_RPC_MESSAGE_BYTES, RpcError, agree_wire};
 use ptah_types::{ErrorKind, LogIndex, NodeId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -188,16 +189,15 @@ impl RaftTransportService for TransportServer {
             last_log_id: raft_id_from_pb(request.last_log_id),
             leadership_transfer: request.leader_transfer,
         };
-        let answer = async {
+        let call = async move {
             if request.pre_vote {
                 raft.pre_vote(ask).await
             } else {
                 raft.vote(ask).await
             }
         };
-        let answer = tokio::time::timeout(CALL_DEADLINE, answer)
-            .await
-            .map_err(|_| unavailable("the replica does not answer"))?
+        let answer = shielded(&self.transport, "vote", call)
+            .await?
             .map_err(unavailable)?;
         Ok(Response::new(pb::VoteResponse {
             vote: Some(vote_to_pb(&answer.vote)),
@@ -224,9 +224,9 @@ impl RaftTransportService for TransportServer {
             request.to_replica_id,
             raft_id_from_pb(request.last_log_id),
         );
-        let answer = tokio::time::timeout(CALL_DEADLINE, raft.handle_transfer_leader(ask))
-            .await
-            .map_err(|_| unavailable("the replica does not answer"))?
+        let call = async move { raft.handle_transfer_leader(ask).await };
+        let answer = shielded(&self.transport, "leadership transfer", call)
+            .await?
             .map_err(unavailable)?;
         Ok(Response::new(pb::TransferLeaderResponse {
             accepted: answer.is_ok(),
@@ -281,6 +281,24 @@ impl RaftTransportService for TransportServer {
         });
         Ok(Response::new(ReceiverStream::new(pieces)))
     }
+}
+
+/// Runs a call of openraft to its end, even when the caller goes away: a call that is dropped while it waits for the
+/// end of a core makes later ones panic.
+async fn shielded<T: Send + 'static>(
+    transport: &Transport,
+    name: &'static str,
+    call: impl Future<Output = T> + Send + 'static,
+) -> Result<T, Status> {
+    let (tell, told) = oneshot::channel();
+    transport.inner.tasks.spawn(name, async move {
+        // The caller may be gone.
+        let _ = tell.send(call.await);
+    });
+    tokio::time::timeout(CALL_DEADLINE, told)
+        .await
+        .map_err(|_| unavailable("the replica does not answer"))?
+        .map_err(|_| unavailable("the replica stopped"))
 }
 
 /// Sends the bytes asked for, verified frame by frame, in pieces.
