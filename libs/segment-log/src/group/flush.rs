@@ -3,6 +3,7 @@
 //! Order: cuts, frames, sync of the files, sync of the directory, meta slot. Only afterwards the write-ahead log of
 //! these records may be recycled.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,136 +37,177 @@ struct Piece {
     frame: Frame,
 }
 
+/// What a flush covers, decided at its start.
 struct Plan {
-    pieces: Vec<Piece>,
+    /// Records up to this one.
+    record: u64,
+    /// Records in units up to this one are among them.
+    wal_seq: u64,
+    generation: u64,
     cuts: Vec<Cut>,
-    image: MetaImage,
     dir_number: u64,
     in_place: bool,
 }
 
+/// Files that were written and not synced yet.
+type Touched = BTreeMap<PathBuf, Arc<dyn DiskFile>>;
+
 /// Text file in a group's directory that says why it may not be used.
 pub(crate) const DAMAGE_MARKER: &str = "damaged";
 
-/// Most bytes of one write.
+/// Most bytes that are written at once, but for one frame.
 const WRITE_BYTES: u64 = 4 << 20;
+/// Most frames that are looked at while appends wait.
+const GATHER_FRAMES: usize = 4096;
 
 impl GroupLog {
-    /// Makes everything that is durable now durable in the group's own files.
+    /// Makes everything that is durable now durable in the group's own files. Appends go on meanwhile: the lock is held for
+    /// short pieces only.
     pub(crate) fn flush(&self) -> io::Result<Flushed> {
         let _io = self.io.lock();
-        let plan = match self.plan_flush()? {
+        let mut plan = match self.plan_flush() {
             Ok(plan) => plan,
             Err(outcome) => return Ok(outcome),
         };
-        let record = plan.image.record;
-        let version = plan.image.version;
-        let cuts = plan.cuts.clone();
-        match self.run_flush(plan) {
-            Ok(bytes) => {
-                self.flushed_up_to(record, version);
-                Ok(Flushed::Done { bytes })
-            }
-            Err(error) => {
-                // What was not cut must still be cut; what was cut may be cut again.
-                self.state.lock().return_cuts(cuts);
-                Err(error)
-            }
-        }
-    }
-
-    fn plan_flush(&self) -> io::Result<Result<Plan, Flushed>> {
-        // Read before the state: all records in units up to here are in `durable_record`.
-        let wal_seq = self.shared.completed_seq.load(Ordering::Acquire);
-        let mut state = self.state.lock();
-        if state.dropped || !state.dirty {
-            return Ok(Err(Flushed::Clean));
-        }
-        if state.barrier > state.durable_record || state.installing {
-            return Ok(Err(Flushed::NotYet));
-        }
-        let record = state.durable_record;
-        let wanted = |entry: &&super::tail::Entry| !entry.in_segment && entry.record <= record;
-        let pieces = state.tail.iter().filter(wanted).map(|entry| Piece {
-            kind: entry.place.kind,
-            segment: entry.place.segment,
-            position: entry.place.position,
-            frame: entry.frame.clone(),
-        });
-        let mut pieces: Vec<Piece> = pieces.collect();
-        pieces.sort_by_key(|piece| (piece.kind, piece.segment, piece.position));
-        let image = state.image(&self.spec, wal_seq);
-        let cuts = state.take_cuts();
-        state.dirty = false;
-        // The log keeps the record behind the older slot until the new one is durable: it proves a torn one harmless.
-        let in_place = !state.wal_files.is_empty();
-        Ok(Ok(Plan {
-            pieces,
-            cuts,
-            image,
-            dir_number: state.dir_number,
-            in_place,
-        }))
-    }
-
-    fn run_flush(&self, plan: Plan) -> io::Result<u64> {
-        let result = self.write_plan(&plan);
-        if result.is_err() {
-            self.state.lock().dirty = true;
+        let result = self.run_flush(&mut plan);
+        if !matches!(result, Ok(Flushed::Done { .. })) {
+            let mut state = self.state.lock();
+            // What was not cut must still be cut; what was cut may be cut again.
+            state.return_cuts(plan.cuts);
+            state.dirty = true;
         }
         result
     }
 
-    fn write_plan(&self, plan: &Plan) -> io::Result<u64> {
-        self.run_cuts(plan.dir_number, plan.cuts.clone())?;
-        let mut bytes = 0;
-        let mut rest = &plan.pieces[..];
-        while let Some(first) = rest.first() {
-            let same = |piece: &Piece| piece.kind == first.kind && piece.segment == first.segment;
-            let count = rest.iter().take_while(|piece| same(piece)).count();
-            let (segment, others) = rest.split_at(count);
-            bytes += self.write_segment(plan.dir_number, plan.image.record, segment)?;
-            rest = others;
+    fn plan_flush(&self) -> Result<Plan, Flushed> {
+        // Read before the state: all records in units up to here are in `durable_record`.
+        let wal_seq = self.shared.completed_seq.load(Ordering::Acquire);
+        let mut state = self.state.lock();
+        if state.dropped || !state.dirty {
+            return Err(Flushed::Clean);
         }
-        if !plan.pieces.is_empty() {
-            self.shared.disk.sync_dir(&data_dir(&self.dir, plan.dir_number))?;
+        if state.barrier > state.durable_record || state.installing {
+            return Err(Flushed::NotYet);
         }
-        self.write_meta(&plan.image, plan.in_place)?;
-        Ok(bytes)
+        let cuts = state.take_cuts();
+        state.dirty = false;
+        // The log keeps the record behind the older slot until the new one is durable: it proves a torn one harmless.
+        let in_place = !state.wal_files.is_empty();
+        let (record, generation, dir_number) = (state.durable_record, state.generation, state.dir_number);
+        Ok(Plan {
+            record,
+            wal_seq,
+            generation,
+            cuts,
+            dir_number,
+            in_place,
+        })
     }
 
-    /// Writes frames of one segment in large writes and syncs it.
-    fn write_segment(&self, dir_number: u64, as_of: u64, pieces: &[Piece]) -> io::Result<u64> {
-        let Some(first) = pieces.first() else { return Ok(0) };
-        let name = self.segment_name(dir_number, first.kind, first.segment);
-        let file = self.segment_file(&name, as_of)?;
-        let mut total = 0;
-        let mut rest = pieces;
+    fn run_flush(&self, plan: &mut Plan) -> io::Result<Flushed> {
+        self.run_cuts(plan.dir_number, &plan.cuts)?;
+        let mut touched = Touched::new();
+        let mut from = LogIndex(0);
+        let mut bytes = 0;
+        loop {
+            let Some((pieces, next)) = self.gather(plan, from) else {
+                return Ok(Flushed::NotYet);
+            };
+            bytes += self.write_pieces(plan, &pieces, &mut touched)?;
+            let Some(next) = next else { break };
+            from = next;
+        }
+        for file in touched.values() {
+            file.sync_data()?;
+        }
+        count(&self.shared.counters.file_syncs, touched.len() as u64);
+        count(&self.shared.counters.segment_bytes, bytes);
+        if !touched.is_empty() {
+            self.shared.disk.sync_dir(&data_dir(&self.dir, plan.dir_number))?;
+        }
+        let image = {
+            let state = self.state.lock();
+            if state.generation != plan.generation {
+                return Ok(Flushed::NotYet);
+            }
+            state.image(&self.spec, plan.wal_seq, plan.record)
+        };
+        self.write_meta(&image, plan.in_place)?;
+        plan.cuts.clear();
+        self.flushed_up_to(plan.record, image.version);
+        Ok(Flushed::Done { bytes })
+    }
+
+    /// Some frames from index `from` on that must be written, and where to go on. `None`: the log changed meanwhile.
+    fn gather(&self, plan: &Plan, from: LogIndex) -> Option<(Vec<Piece>, Option<LogIndex>)> {
+        let state = self.state.lock();
+        if state.generation != plan.generation {
+            return None;
+        }
+        let mut pieces = Vec::new();
+        let mut bytes = 0;
+        for entry in state
+            .tail
+            .from_index(from)
+            .take_while(|entry| entry.record <= plan.record)
+        {
+            if pieces.len() >= GATHER_FRAMES || bytes >= WRITE_BYTES {
+                return Some((pieces, Some(entry.frame.index)));
+            }
+            if !entry.in_segment {
+                bytes += entry.frame.encoded_len() as u64;
+                let (kind, segment, position) = (entry.place.kind, entry.place.segment, entry.place.position);
+                pieces.push(Piece {
+                    kind,
+                    segment,
+                    position,
+                    frame: entry.frame.clone(),
+                });
+            }
+        }
+        Some((pieces, None))
+    }
+
+    fn write_pieces(&self, plan: &Plan, pieces: &[Piece], touched: &mut Touched) -> io::Result<u64> {
+        let mut sorted: Vec<&Piece> = pieces.iter().collect();
+        sorted.sort_by_key(|piece| (piece.kind, piece.segment, piece.position));
+        let mut bytes = 0;
+        let mut rest = &sorted[..];
         while let Some(first) = rest.first() {
             let mut end = first.position;
             let mut count = 0;
             for piece in rest {
-                if piece.position != end || end - first.position >= WRITE_BYTES {
+                if (piece.kind, piece.segment, piece.position) != (first.kind, first.segment, end) {
                     break;
                 }
                 end += piece.frame.encoded_len() as u64;
                 count += 1;
             }
             let (run, others) = rest.split_at(count);
-            let headers: Vec<_> = run.iter().map(|piece| piece.frame.encode_header()).collect();
-            let mut slices = Vec::with_capacity(2 * run.len());
-            for (piece, header) in run.iter().zip(&headers) {
-                slices.push(IoSlice::new(header));
-                slices.push(IoSlice::new(&piece.frame.payload));
-            }
-            file.write_at(&mut slices, file_offset(first.position))?;
-            total += end - first.position;
+            self.write_run(plan, run, touched)?;
+            bytes += end - first.position;
             rest = others;
         }
-        file.sync_data()?;
-        count(&self.shared.counters.file_syncs, 1);
-        count(&self.shared.counters.segment_bytes, total);
-        Ok(total)
+        Ok(bytes)
+    }
+
+    /// Writes frames that lie behind each other in one segment.
+    fn write_run(&self, plan: &Plan, run: &[&Piece], touched: &mut Touched) -> io::Result<()> {
+        let Some(first) = run.first() else { return Ok(()) };
+        let name = self.segment_name(plan.dir_number, first.kind, first.segment);
+        let file = match touched.get(&name.path) {
+            Some(file) => file.clone(),
+            None => self.segment_file(&name, plan.record)?,
+        };
+        let headers: Vec<_> = run.iter().map(|piece| piece.frame.encode_header()).collect();
+        let mut slices = Vec::with_capacity(2 * run.len());
+        for (piece, header) in run.iter().zip(&headers) {
+            slices.push(IoSlice::new(header));
+            slices.push(IoSlice::new(&piece.frame.payload));
+        }
+        file.write_at(&mut slices, file_offset(first.position))?;
+        touched.insert(name.path, file);
+        Ok(())
     }
 
     /// Opens a segment's file as it is after record `as_of`; makes it with its header block when it was not made yet. The
@@ -201,7 +243,7 @@ impl GroupLog {
     }
 
     /// Cuts files to where a truncation ended them. The truncation is durable. The caller holds `io`.
-    pub(super) fn run_cuts(&self, dir_number: u64, cuts: Vec<Cut>) -> io::Result<()> {
+    pub(super) fn run_cuts(&self, dir_number: u64, cuts: &[Cut]) -> io::Result<()> {
         for cut in cuts {
             let name = self.segment_name(dir_number, cut.kind, cut.segment);
             match cut.length {
@@ -255,22 +297,40 @@ impl GroupLog {
     pub(crate) fn rewrite_meta(&self) -> io::Result<()> {
         let _io = self.io.lock();
         let wal_seq = self.shared.completed_seq.load(Ordering::Acquire);
-        let image = self.state.lock().image(&self.spec, wal_seq);
+        let image = {
+            let state = self.state.lock();
+            state.image(&self.spec, wal_seq, state.durable_record)
+        };
         self.write_meta(&image, false)?;
         self.state.lock().meta_version = image.version;
         Ok(())
     }
 
     fn flushed_up_to(&self, record: u64, version: u64) {
-        let mut state = self.state.lock();
-        state.meta_version = version;
-        state.covered = record;
-        state.tail.mark(|entry| entry.record <= record);
-        while state.wal_files.front().is_some_and(|(_, last)| *last <= record) {
-            state.wal_files.pop_front();
+        {
+            let mut state = self.state.lock();
+            state.meta_version = version;
+            state.covered = record;
+            while state.wal_files.front().is_some_and(|(_, last)| *last <= record) {
+                state.wal_files.pop_front();
+            }
         }
-        state.update_written();
-        self.account(&mut state);
+        // In short pieces, so that appends are not held up.
+        let mut from = LogIndex(0);
+        loop {
+            let mut state = self.state.lock();
+            let next = state.tail.mark_from(from, GATHER_FRAMES, record);
+            if let Some(next) = next {
+                from = next;
+                continue;
+            }
+            state.update_written();
+            while self.account(&mut state) {
+                drop(state);
+                state = self.state.lock();
+            }
+            return;
+        }
     }
 
     /// The oldest write-ahead log file that holds a record this group still needs.

@@ -338,7 +338,7 @@ impl Install {
                 .min(fresh.last);
             fresh.durable_record = state.durable_record;
             fresh.meta_version = state.meta_version;
-            fresh.image(&group.spec, wal_seq)
+            fresh.image(&group.spec, wal_seq, fresh.durable_record)
         };
         for version in [image.version, image.version + 1] {
             let image = MetaImage {

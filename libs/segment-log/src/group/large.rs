@@ -25,7 +25,7 @@ impl GroupLog {
         };
         let len = job.frame.encoded_len() as u64;
         let name = self.segment_name(dir_number, job.place.kind, job.place.segment);
-        self.run_cuts(dir_number, cuts)?;
+        self.run_cuts(dir_number, &cuts)?;
         let file = self.segment_file(&name, job.number)?;
         let end = (job.written + PIECE).min(len);
         let header = job.frame.encode_header();

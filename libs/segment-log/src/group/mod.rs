@@ -211,8 +211,8 @@ impl GroupLog {
         freed
     }
 
-    /// Brings the store's totals up to date with this group's memory, and gives up what is too much.
-    pub(crate) fn account(&self, state: &mut GroupState) {
+    /// Brings the store's totals up to date with this group's memory, and gives up what is too much. Whether more could go.
+    pub(crate) fn account(&self, state: &mut GroupState) -> bool {
         use std::sync::atomic::Ordering::Relaxed;
         let shared = &self.shared;
         let crowded = shared.recent.load(Relaxed) > shared.options.recent_bytes;
@@ -222,11 +222,12 @@ impl GroupLog {
             shared.options.recent_bytes_per_group
         };
         let durable = state.durable_record;
-        state.tail.trim(keep, durable);
+        let more = state.tail.trim(keep, durable);
         let now = (state.tail.unflushed, state.tail.recent);
         let before = std::mem::replace(&mut state.tail.published, now);
         shared.unflushed.fetch_add(now.0.wrapping_sub(before.0), Relaxed);
         shared.recent.fetch_add(now.1.wrapping_sub(before.1), Relaxed);
+        more
     }
 }
 

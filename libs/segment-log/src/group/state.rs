@@ -413,18 +413,13 @@ impl GroupState {
             .map_or(self.next_sequence, |oldest| oldest.first_sequence)
     }
 
-    /// The durable state: what the meta slot says. Frames of records that are not durable are left out.
-    pub(crate) fn image(&self, spec: &GroupSpec, wal_seq: u64) -> MetaImage {
+    /// The state after `record`: what the meta slot says. Frames of later records are left out.
+    pub(crate) fn image(&self, spec: &GroupSpec, wal_seq: u64, record: u64) -> MetaImage {
         let mut messages = self.messages.clone();
         let mut commands = self.commands.clone();
         let mut next_sequence = self.next_sequence;
         let mut last = self.last;
-        for entry in self
-            .tail
-            .iter()
-            .rev()
-            .take_while(|entry| entry.record > self.durable_record)
-        {
+        for entry in self.tail.iter().rev().take_while(|entry| entry.record > record) {
             let stream = if entry.place.kind == StreamKind::Messages {
                 &mut messages
             } else {
@@ -450,7 +445,7 @@ impl GroupState {
         MetaImage {
             spec: spec.clone(),
             version: self.meta_version + 1,
-            record: self.durable_record,
+            record,
             wal_seq,
             dir_number: self.dir_number,
             vote: self.durable_vote,

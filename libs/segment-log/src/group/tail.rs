@@ -9,6 +9,8 @@ use crate::segment::{Place, StreamKind};
 
 /// Bytes that an entry costs beside its frame.
 const ENTRY_COST: u64 = 192;
+/// Frames that are given up at once.
+const TRIM_FRAMES: usize = 4096;
 
 /// One frame in memory.
 #[derive(Clone, Debug)]
@@ -113,19 +115,46 @@ impl Tail {
         (self.unflushed, self.recent) = (unflushed, recent);
     }
 
+    /// Marks entries up to `record` from index `from` on, at most `limit`; where to go on.
+    pub(crate) fn mark_from(&mut self, from: LogIndex, limit: usize, record: u64) -> Option<LogIndex> {
+        let start = self.entries.partition_point(|entry| entry.frame.index < from);
+        let mut moved = 0;
+        let mut next = None;
+        for (number, entry) in self.entries.range_mut(start..).enumerate() {
+            if entry.record > record {
+                break;
+            }
+            if number == limit {
+                next = Some(entry.frame.index);
+                break;
+            }
+            if !entry.in_segment {
+                entry.in_segment = true;
+                moved += entry.cost();
+            }
+        }
+        self.unflushed -= moved;
+        self.recent += moved;
+        next
+    }
+
     /// Frames of a segment that is dropped need not be written.
     pub(crate) fn forget_segment(&mut self, kind: StreamKind, segment: LogIndex) {
         self.mark(|entry| entry.place.kind == kind && entry.place.segment == segment);
     }
 
     /// Gives up the oldest written frames until at most `keep` bytes of them are left. A frame whose record is not durable
-    /// stays: the meta slot must be able to leave it out.
-    pub(crate) fn trim(&mut self, keep: u64, durable_record: u64) {
+    /// stays: the meta slot must be able to leave it out. Whether more could go: one call gives up a bounded number.
+    pub(crate) fn trim(&mut self, keep: u64, durable_record: u64) -> bool {
         let may_go = |entry: &Entry| entry.in_segment && entry.record <= durable_record;
-        while self.recent > keep && self.entries.front().is_some_and(may_go) {
+        for _ in 0..TRIM_FRAMES {
+            if self.recent <= keep || !self.entries.front().is_some_and(may_go) {
+                return false;
+            }
             if let Some(entry) = self.entries.pop_front() {
                 self.recent -= entry.cost();
             }
         }
+        true
     }
 }

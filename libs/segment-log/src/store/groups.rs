@@ -187,7 +187,7 @@ fn make_directory(shared: &Shared, spec: &GroupSpec) -> io::Result<(PathBuf, Met
     disk.create_dir_all(&data_dir(&unfinished, 1))?;
     // Records of an earlier group of this id are in units up to here.
     let wal_seq = shared.completed_seq.load(Ordering::Acquire);
-    let mut image = GroupState::new(spec).image(spec, wal_seq);
+    let mut image = GroupState::new(spec).image(spec, wal_seq, 0);
     for version in [1, 2] {
         image.version = version;
         let file = disk.create(&unfinished.join(slot_name(version)))?;
