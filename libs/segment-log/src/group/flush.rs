@@ -148,7 +148,7 @@ impl GroupLog {
         let mut bytes = 0;
         for entry in state
             .tail
-            .from_index(from)
+            .range_from(from)
             .take_while(|entry| entry.record <= plan.record)
         {
             if pieces.len() >= GATHER_FRAMES || bytes >= WRITE_BYTES {

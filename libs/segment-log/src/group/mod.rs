@@ -1,14 +1,19 @@
 //! The log of one Raft group: frames in memory, in segments, and the records that make them durable.
 
 mod checkpoint;
+mod checkpoint_file;
 mod flush;
+mod image;
 mod install;
 mod large;
+mod messages;
 mod meta;
 mod queued;
+mod ranges;
 mod read;
 mod replay;
 mod state;
+mod switch;
 mod tail;
 mod truncate;
 mod write;
@@ -24,12 +29,14 @@ use crate::store::Shared;
 use crate::types::{GroupCondition, GroupSpec, SegmentSummary, VoteRecord};
 use crate::wal::Effect;
 
+#[cfg(test)]
+pub(crate) use checkpoint_file::CheckpointFiles;
 pub(crate) use flush::{DAMAGE_MARKER, Flushed};
 pub use install::Install;
-pub(crate) use install::{InstallJob, SwitchError};
 pub(crate) use meta::{MetaImage, data_dir, slot_name};
 pub(crate) use queued::LargeJob;
 pub(crate) use state::GroupState;
+pub(crate) use switch::{InstallJob, SwitchError};
 
 /// The log of one Raft group.
 pub struct GroupLog {

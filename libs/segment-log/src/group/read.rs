@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::Mutex;
-use ptah_types::{LogIndex, Sequence, Timestamp};
+use ptah_types::LogIndex;
 
 use super::GroupLog;
 use super::state::GroupState;
@@ -15,27 +15,27 @@ use crate::store::count;
 use crate::{Damage, Frame, FrameHeader, ReadError};
 
 /// Attempts before a reader gives up on a log that keeps changing.
-const ATTEMPTS: usize = 8;
+pub(super) const ATTEMPTS: usize = 8;
 /// Most segments of a stream that one read looks at.
-const SEGMENTS: usize = 64;
+pub(super) const SEGMENTS: usize = 64;
 
-struct SegmentPlan {
-    kind: StreamKind,
-    first: LogIndex,
-    last: LogIndex,
-    next_sequence: u64,
-    written: u64,
-    index: Arc<Mutex<SparseIndex>>,
+pub(super) struct SegmentPlan {
+    pub(super) kind: StreamKind,
+    pub(super) first: LogIndex,
+    pub(super) last: LogIndex,
+    pub(super) next_sequence: u64,
+    pub(super) written: u64,
+    pub(super) index: Arc<Mutex<SparseIndex>>,
 }
 
 /// What a read from disk needs, taken under the lock.
-struct Plan {
-    generation: u64,
-    dir_number: u64,
-    segments: Vec<SegmentPlan>,
+pub(super) struct Plan {
+    pub(super) generation: u64,
+    pub(super) dir_number: u64,
+    pub(super) segments: Vec<SegmentPlan>,
 }
 
-fn plans(stream: &Stream, skip: usize) -> Vec<SegmentPlan> {
+pub(super) fn plans(stream: &Stream, skip: usize) -> Vec<SegmentPlan> {
     let plan = |segment: &crate::segment::Segment| SegmentPlan {
         kind: stream.kind,
         first: segment.first_index,
@@ -54,30 +54,30 @@ fn plans(stream: &Stream, skip: usize) -> Vec<SegmentPlan> {
 }
 
 /// Collects frames up to a number of bytes; at least one.
-struct Budget {
-    left: u64,
-    frames: Vec<Frame>,
+pub(super) struct Budget {
+    pub(super) left: u64,
+    pub(super) frames: Vec<Frame>,
 }
 
 impl Budget {
-    fn new(max_bytes: u64) -> Self {
+    pub(super) fn new(max_bytes: u64) -> Self {
         Self {
             left: max_bytes,
             frames: Vec::new(),
         }
     }
 
-    fn fits(&self, bytes: usize) -> bool {
+    pub(super) fn fits(&self, bytes: usize) -> bool {
         self.frames.is_empty() || bytes as u64 <= self.left
     }
 
-    fn add(&mut self, frame: Frame) {
+    pub(super) fn add(&mut self, frame: Frame) {
         self.left = self.left.saturating_sub(frame.encoded_len() as u64);
         self.frames.push(frame);
     }
 
     /// Whether all of `frames` fit, and more may.
-    fn extend(&mut self, frames: Vec<Frame>) -> bool {
+    pub(super) fn extend(&mut self, frames: Vec<Frame>) -> bool {
         for frame in frames {
             if !self.fits(frame.encoded_len()) {
                 return false;
@@ -87,7 +87,7 @@ impl Budget {
         self.left > 0
     }
 
-    fn collect<'a>(mut self, frames: impl Iterator<Item = &'a Frame>) -> Vec<Frame> {
+    pub(super) fn collect<'a>(mut self, frames: impl Iterator<Item = &'a Frame>) -> Vec<Frame> {
         for frame in frames {
             if !self.fits(frame.encoded_len()) {
                 break;
@@ -99,7 +99,7 @@ impl Budget {
 }
 
 /// Walks over the segments of one stream.
-struct StreamReader<'a> {
+pub(super) struct StreamReader<'a> {
     group: &'a GroupLog,
     dir_number: u64,
     rest: std::vec::IntoIter<SegmentPlan>,
@@ -109,7 +109,7 @@ struct StreamReader<'a> {
 }
 
 impl<'a> StreamReader<'a> {
-    fn new(
+    pub(super) fn new(
         group: &'a GroupLog,
         dir_number: u64,
         plans: Vec<SegmentPlan>,
@@ -135,7 +135,7 @@ impl<'a> StreamReader<'a> {
     }
 
     /// Header of the next frame at or behind the target.
-    fn peek(&mut self) -> Result<Option<FrameHeader>, ReadError> {
+    pub(super) fn peek(&mut self) -> Result<Option<FrameHeader>, ReadError> {
         loop {
             if self.open.is_none() && !self.open_next()? {
                 return Ok(None);
@@ -172,7 +172,7 @@ impl<'a> StreamReader<'a> {
         Ok(true)
     }
 
-    fn take(&mut self, header: &FrameHeader) -> Result<Option<(Frame, Bytes)>, ReadError> {
+    pub(super) fn take(&mut self, header: &FrameHeader) -> Result<Option<(Frame, Bytes)>, ReadError> {
         match &mut self.open {
             Some((cursor, _)) => cursor.take(header).map(Some),
             None => Ok(None),
@@ -228,10 +228,10 @@ impl GroupLog {
         if state.purged.is_some_and(|purged| from <= purged.index) {
             return None;
         }
-        self.from_memory(&state, from, to, max_bytes)
+        self.in_memory(&state, from, to, max_bytes)
     }
 
-    fn from_memory(
+    fn in_memory(
         &self,
         state: &GroupState,
         from: LogIndex,
@@ -244,16 +244,12 @@ impl GroupLog {
         count(&self.shared.counters.reads_from_memory, 1);
         let frames = state
             .tail
-            .from_index(from)
+            .range_from(from)
             .map(|entry| &entry.frame)
             .take_while(|frame| frame.index < to);
         Some(Budget::new(max_bytes).collect(frames))
     }
 
-    #[expect(
-        clippy::type_complexity,
-        reason = "frames from memory, or the plan and the end of what is on disk"
-    )]
     fn plan_read(
         &self,
         from: LogIndex,
@@ -268,7 +264,7 @@ impl GroupLog {
         if from < first {
             return Err(ReadError::Purged { asked: from, first });
         }
-        if let Some(frames) = self.from_memory(&state, from, to, max_bytes) {
+        if let Some(frames) = self.in_memory(&state, from, to, max_bytes) {
             return Ok(Ok(frames));
         }
         let mut end = to.min(state.last.map_or(to, |last| last.index.next()));
@@ -341,7 +337,11 @@ impl GroupLog {
     }
 
     /// The result, unless the log changed while it was read.
-    fn still_true<T>(&self, generation: u64, result: Result<T, ReadError>) -> Option<Result<T, ReadError>> {
+    pub(super) fn still_true<T>(
+        &self,
+        generation: u64,
+        result: Result<T, ReadError>,
+    ) -> Option<Result<T, ReadError>> {
         let mut state = self.state.lock();
         if state.generation != generation {
             return None;
@@ -353,282 +353,5 @@ impl GroupLog {
             state.note_damage(error);
         }
         Some(result)
-    }
-
-    /// Batch frames that hold the messages `from..upto` (exclusive), from the frame that contains `from` on, until
-    /// `max_bytes` would be exceeded; at least one when `from` exists. The caller bounds `upto` by what is applied. Blocks
-    /// when the frames are not in memory.
-    pub fn read_messages(
-        &self,
-        from: Sequence,
-        upto: Sequence,
-        max_bytes: u64,
-    ) -> Result<Vec<Frame>, ReadError> {
-        let mut budget = Budget::new(max_bytes);
-        let mut at = from;
-        while at < upto {
-            let part = match self.read_messages_part(at, upto, budget.left) {
-                Err(error) if budget.frames.is_empty() => return Err(error),
-                Err(_) => break,
-                Ok(part) => part,
-            };
-            let Some(end) = part.last().and_then(Frame::end_sequence) else {
-                break;
-            };
-            at = end;
-            if !budget.extend(part) {
-                break;
-            }
-        }
-        Ok(budget.frames)
-    }
-
-    fn read_messages_part(
-        &self,
-        from: Sequence,
-        upto: Sequence,
-        max_bytes: u64,
-    ) -> Result<Vec<Frame>, ReadError> {
-        for _ in 0..ATTEMPTS {
-            let (plan, upto) = {
-                let state = self.state.lock();
-                let first = Sequence::new(state.first_sequence()).unwrap_or(Sequence::FIRST);
-                if from < first {
-                    return Err(ReadError::Dropped { asked: from, first });
-                }
-                if let Some(frames) = self.messages_from_memory(&state, from, upto, max_bytes) {
-                    return Ok(frames);
-                }
-                let segments = &state.messages.segments;
-                let skip = segments.partition_point(|segment| segment.next_sequence <= from.get());
-                let segments = plans(&state.messages, skip);
-                // From here on segments may have gaps that memory fills.
-                let upto = state.tail.first_sequence().map_or(upto, |first| upto.min(first));
-                (
-                    Plan {
-                        generation: state.generation,
-                        dir_number: state.dir_number,
-                        segments,
-                    },
-                    upto,
-                )
-            };
-            let generation = plan.generation;
-            let result = self.read_message_files(plan, from, upto, max_bytes);
-            if let Some(result) = self.still_true(generation, result) {
-                return result;
-            }
-        }
-        Err(ReadError::Busy(self.spec.group))
-    }
-
-    /// Like [`GroupLog::read_messages`], but only from memory: `None` when the disk would be touched or messages were dropped.
-    pub fn read_messages_cached(&self, from: Sequence, upto: Sequence, max_bytes: u64) -> Option<Vec<Frame>> {
-        let state = self.state.lock();
-        if from.get() < state.first_sequence() {
-            return None;
-        }
-        self.messages_from_memory(&state, from, upto, max_bytes)
-    }
-
-    fn messages_from_memory(
-        &self,
-        state: &GroupState,
-        from: Sequence,
-        upto: Sequence,
-        max: u64,
-    ) -> Option<Vec<Frame>> {
-        if from >= upto || from.get() >= state.next_sequence {
-            return Some(Vec::new());
-        }
-        let entries = state.tail.from_sequence(from.get())?;
-        count(&self.shared.counters.reads_from_memory, 1);
-        let frames = entries
-            .map(|entry| &entry.frame)
-            .filter(|frame| frame.base_sequence.is_some());
-        let frames = frames.take_while(|frame| frame.base_sequence.is_some_and(|base| base < upto));
-        Some(Budget::new(max).collect(frames))
-    }
-
-    fn read_message_files(
-        &self,
-        plan: Plan,
-        from: Sequence,
-        upto: Sequence,
-        max: u64,
-    ) -> Result<Vec<Frame>, ReadError> {
-        count(&self.shared.counters.reads_from_disk, 1);
-        let last = plan
-            .segments
-            .last()
-            .map(|segment| (segment.first, segment.next_sequence));
-        let dir = plan.dir_number;
-        let mut reader = StreamReader::new(self, dir, plan.segments, Target::Sequence(from), max);
-        let mut budget = Budget::new(max);
-        let mut expected = None;
-        while let Some(header) = reader.peek()? {
-            let fields = header.fields();
-            if fields.base_sequence.is_none_or(|base| base >= upto) {
-                break;
-            }
-            let follows = match expected {
-                None => fields.base_sequence.is_some_and(|base| base <= from),
-                Some(expected) => fields.base_sequence == Some(expected),
-            };
-            if !follows {
-                let (first, _) = last.unwrap_or_default();
-                let path = self.segment_name(dir, StreamKind::Messages, first).path;
-                let what = format!(
-                    "sequence {} is missing before log index {}",
-                    expected.unwrap_or(from),
-                    fields.index
-                );
-                return Err(Damage::new(path, 0, what).into());
-            }
-            if !budget.fits(header.encoded_len()) {
-                break;
-            }
-            expected = fields.end_sequence();
-            if let Some((frame, _)) = reader.take(&header)? {
-                budget.add(frame);
-            }
-        }
-        if budget.frames.is_empty() {
-            let (first, next) = last.unwrap_or_default();
-            let path = self.segment_name(dir, StreamKind::Messages, first).path;
-            return Err(Damage::new(
-                path,
-                0,
-                format!("sequence {from} is in no segment, the last ends at {next}"),
-            )
-            .into());
-        }
-        Ok(budget.frames)
-    }
-
-    /// First message whose frame's time is at or after `time`; `None` when all are earlier. Blocking.
-    pub fn sequence_at(&self, time: Timestamp) -> Result<Option<Sequence>, ReadError> {
-        let (start, end) = {
-            let state = self.state.lock();
-            let Some(segment) = state
-                .messages
-                .segments
-                .iter()
-                .find(|segment| segment.last_timestamp >= time)
-            else {
-                return Ok(None);
-            };
-            let first = Sequence::new(segment.first_sequence);
-            if segment.first_timestamp >= time {
-                return Ok(first);
-            }
-            let near = segment.index.lock().sequence_before(time);
-            (near.or(first), state.next_sequence())
-        };
-        let mut at = start.unwrap_or(Sequence::FIRST);
-        loop {
-            let frames = self.read_messages(at, end, 1 << 20)?;
-            if let Some(found) = frames.iter().find(|frame| frame.timestamp >= time) {
-                return Ok(found.base_sequence);
-            }
-            match frames.last().and_then(Frame::end_sequence) {
-                Some(next) => at = next,
-                None => return Ok(None),
-            }
-        }
-    }
-
-    /// Bytes of a message segment's frames, every frame in them verified; ends at a frame's end, at or before
-    /// `offset + len`, but a frame larger than `len` comes whole. `offset` must be a frame's start. Blocking.
-    pub fn read_segment_range(&self, segment: LogIndex, offset: u64, len: u64) -> Result<Bytes, ReadError> {
-        let (generation, dir_number, written) = {
-            let state = self.state.lock();
-            let written = state.messages.find(segment).map_or(0, |segment| segment.written);
-            (state.generation, state.dir_number, written)
-        };
-        if offset >= written {
-            let to = offset.saturating_add(len);
-            return Err(ReadError::NoSuchRange {
-                segment,
-                from: offset,
-                to,
-            });
-        }
-        let result = self.copy_range(dir_number, segment, offset, len, written);
-        match self.still_true(generation, result) {
-            Some(result) => result,
-            None => Err(ReadError::Busy(self.spec.group)),
-        }
-    }
-
-    fn copy_range(
-        &self,
-        dir: u64,
-        segment: LogIndex,
-        offset: u64,
-        len: u64,
-        written: u64,
-    ) -> Result<Bytes, ReadError> {
-        let name = self.segment_name(dir, StreamKind::Messages, segment);
-        let file = self.shared.files.open(&name)?;
-        let chunk = len.clamp(64 << 10, 1 << 20) as usize;
-        let mut cursor = FrameCursor::new(file, name, offset, written, chunk);
-        let mut out = BytesMut::new();
-        while let Some(header) = cursor.peek()? {
-            if !out.is_empty() && (out.len() + header.encoded_len()) as u64 > len {
-                break;
-            }
-            let (_, bytes) = cursor.take(&header)?;
-            out.extend_from_slice(&bytes);
-        }
-        Ok(out.freeze())
-    }
-
-    /// Verifies message segments on disk from log index `from` on, about `max_bytes` of them: answers the log index to
-    /// continue at, `None` when the end was reached. For scrubbing. Blocking.
-    pub fn verify(&self, from: LogIndex, max_bytes: u64) -> Result<Option<LogIndex>, ReadError> {
-        for _ in 0..ATTEMPTS {
-            let plan = {
-                let state = self.state.lock();
-                let segments = plans(&state.messages, state.messages.at_or_after(from));
-                Plan {
-                    generation: state.generation,
-                    dir_number: state.dir_number,
-                    segments,
-                }
-            };
-            let generation = plan.generation;
-            let result = self.verify_files(plan, from, max_bytes);
-            if let Some(result) = self.still_true(generation, result) {
-                return result;
-            }
-        }
-        Err(ReadError::Busy(self.spec.group))
-    }
-
-    fn verify_files(
-        &self,
-        plan: Plan,
-        from: LogIndex,
-        max_bytes: u64,
-    ) -> Result<Option<LogIndex>, ReadError> {
-        let next =
-            (plan.segments.len() == SEGMENTS).then(|| plan.segments.last().map(|last| last.last.next()));
-        let mut reader = StreamReader::new(
-            self,
-            plan.dir_number,
-            plan.segments,
-            Target::Index(from),
-            256 << 10,
-        );
-        let mut left = max_bytes;
-        while let Some(header) = reader.peek()? {
-            if left == 0 {
-                return Ok(Some(header.fields().index));
-            }
-            reader.take(&header)?;
-            left = left.saturating_sub(header.encoded_len() as u64);
-        }
-        Ok(next.flatten())
     }
 }

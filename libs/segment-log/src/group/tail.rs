@@ -75,7 +75,7 @@ impl Tail {
     }
 
     /// Entries from the first one at or behind `index`.
-    pub(crate) fn from_index(&self, index: LogIndex) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn range_from(&self, index: LogIndex) -> impl Iterator<Item = &Entry> {
         let place = self.entries.partition_point(|entry| entry.frame.index < index);
         self.entries.range(place..)
     }
@@ -87,7 +87,7 @@ impl Tail {
     }
 
     /// Entries from the one that holds the message `sequence`; `None` when that may be on disk only.
-    pub(crate) fn from_sequence(&self, sequence: u64) -> Option<impl Iterator<Item = &Entry>> {
+    pub(crate) fn range_with(&self, sequence: u64) -> Option<impl Iterator<Item = &Entry>> {
         let place = self
             .entries
             .partition_point(|entry| entry.sequence_after <= sequence);

@@ -150,7 +150,7 @@ impl Shared {
                 match group.write_large_piece(&mut job) {
                     // Other groups' frames get their turn.
                     Ok(false) => self.large.put_back(LargeItem::Frame(job)),
-                    Ok(true) => return Ok(group.large_written(job)),
+                    Ok(true) => return Ok(group.large_written(*job)),
                     Err(error) => {
                         self.large.put_back(LargeItem::Frame(job));
                         return Err(error);

@@ -5,6 +5,7 @@ mod drivers;
 mod groups;
 mod identity;
 mod known;
+mod load;
 mod open;
 mod recovery;
 mod round;

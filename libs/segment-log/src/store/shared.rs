@@ -42,7 +42,7 @@ pub(crate) fn count(counter: &AtomicU64, by: u64) {
 
 /// Work of the large writer.
 pub(crate) enum LargeItem {
-    Frame(LargeJob),
+    Frame(Box<LargeJob>),
     Install(Box<InstallJob>),
 }
 
@@ -75,7 +75,7 @@ impl LargeQueue {
     }
 
     pub(crate) fn push(&self, job: LargeJob) {
-        self.push_item(LargeItem::Frame(job));
+        self.push_item(LargeItem::Frame(Box::new(job)));
     }
 
     pub(crate) fn push_item(&self, item: LargeItem) {

@@ -3,6 +3,7 @@
 mod basic;
 mod damage;
 mod faults;
+mod format;
 mod groups;
 mod harness;
 mod install;

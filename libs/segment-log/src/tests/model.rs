@@ -176,7 +176,8 @@ impl Run {
         term += u64::from(self.rng.below(10) == 0);
         let mut sequence = view.next_sequence;
         let mut frames = Vec::new();
-        for _ in 0..=self.rng.below(4) {
+        let count = 1 + self.rng.below(5);
+        while (frames.len() as u64) < count {
             let len = match self.rng.below(12) {
                 0 => 12_000 + self.rng.below(9_000),
                 1 | 2 => self.rng.below(9_000),
@@ -327,7 +328,7 @@ impl Run {
             let vote = VoteRecord {
                 term: Term(term),
                 voted_for,
-                committed: term % 2 == 0,
+                committed: term.is_multiple_of(2),
             };
             group.save_vote(vote, outcome.done());
             model.step(|view| view.vote = Some(vote));
@@ -355,16 +356,19 @@ impl Run {
                 .iter()
                 .map(|s| (s.first_index.0, s.written, s.length, s.exists))
                 .collect::<Vec<_>>();
-            eprintln!(
-                "{choice} group {} last {:?} durable {} next {} barrier {} messages {open:?} cuts {:?} deletes {:?}",
-                number + 1,
-                state.last.map(|l| l.index.0),
-                state.durable_record,
-                state.next_record,
-                state.barrier,
-                state.cuts,
-                state.deletes
-            );
+            #[expect(clippy::print_stderr, reason = "asked for")]
+            {
+                eprintln!(
+                    "{choice} group {} last {:?} durable {} next {} barrier {} messages {open:?} cuts {:?} deletes {:?}",
+                    number + 1,
+                    state.last.map(|l| l.index.0),
+                    state.durable_record,
+                    state.next_record,
+                    state.barrier,
+                    state.cuts,
+                    state.deletes
+                );
+            }
         }
         match choice {
             0..=9 => self.append(number, &group),

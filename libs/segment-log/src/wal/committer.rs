@@ -5,8 +5,9 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use super::files::{LiveFile, WalFiles};
-use super::format::{BLOCK, FileHeader, Numbers, RecordKind, UnitKind, padded};
+use super::format::{BLOCK, FileHeader, UnitKind, padded};
 use super::queue::Unit;
+use super::record::{Numbers, RecordKind};
 use crate::disk::DiskFile;
 use crate::types::Identity;
 

@@ -16,7 +16,7 @@ use crate::disk::{Disk, DiskFile, read_file};
 
 const POSITION_MAGIC: u64 = u64::from_le_bytes(*b"PTAHWPOS");
 const POSITION_LEN: usize = 56;
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A file that may hold records that are needed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,7 +37,7 @@ pub(crate) struct WalPosition {
 }
 
 impl WalPosition {
-    fn encode(&self) -> [u8; BLOCK] {
+    pub(crate) fn encode(&self) -> [u8; BLOCK] {
         let mut out = [0; BLOCK];
         for copy in [0, BLOCK / 2] {
             let out = &mut out[copy..copy + POSITION_LEN];

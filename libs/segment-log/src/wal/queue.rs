@@ -15,9 +15,8 @@ use crate::codec::RunningCrc;
 use crate::frame::FRAME_HEADER_LEN;
 use crate::group::GroupLog;
 use crate::types::VoteRecord;
-use crate::wal::format::{
-    RECORD_HEADER_LEN, Record, RecordHeader, RecordKind, UNIT_HEADER_LEN, UnitHeader, UnitKind,
-};
+use crate::wal::format::{UNIT_HEADER_LEN, UnitHeader, UnitKind};
+use crate::wal::record::{RECORD_HEADER_LEN, Record, RecordHeader, RecordKind};
 
 /// A payload up to this size is copied into the unit, a bigger one is written from where it is.
 const COPY_LIMIT: usize = 16 << 10;

@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::files::{LiveFile, WalPosition, file_path, parse_file_name};
-use super::format::{
-    BLOCK, FileHeader, RecordHeader, UNIT_HEADER_LEN, UnitHeader, UnitKind, padded, split_records,
-};
+use super::format::{BLOCK, FileHeader, UNIT_HEADER_LEN, UnitHeader, UnitKind, padded};
+use super::record::{RecordHeader, split_records};
 use crate::codec::RunningCrc;
 use crate::disk::{Disk, DiskFile, read_up_to};
 use crate::types::Identity;
