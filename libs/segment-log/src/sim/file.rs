@@ -21,6 +21,8 @@ pub(super) struct Inode {
     pub(super) current: Vec<u8>,
     durable: Vec<u8>,
     unsynced: Vec<Unsynced>,
+    /// So many of these were covered by a late sync.
+    promised: usize,
 }
 
 impl Inode {
@@ -33,6 +35,7 @@ impl Inode {
         self.durable.clone_from(&bytes);
         self.current = bytes;
         self.unsynced.clear();
+        self.promised = 0;
     }
 
     fn write(&mut self, offset: u64, bytes: Vec<u8>) {
@@ -40,15 +43,18 @@ impl Inode {
         self.unsynced.push(Unsynced::Write(offset, bytes));
     }
 
-    fn sync(&mut self) {
-        for change in std::mem::take(&mut self.unsynced) {
+    fn sync(&mut self, late: bool) {
+        let covered = if late { self.promised } else { self.unsynced.len() };
+        for change in self.unsynced.drain(..covered) {
             persist(&mut self.durable, &change);
         }
+        self.promised = self.unsynced.len();
     }
 
     /// Chooses what survives.
     pub(super) fn crash(&mut self, rng: &mut SimRng) {
         let mut changes = std::mem::take(&mut self.unsynced);
+        self.promised = 0;
         if rng.chance(2) {
             rng.shuffle(&mut changes);
         }
@@ -149,7 +155,7 @@ impl DiskFile for SimFile {
         let mut sim = self.disk.0.lock();
         let fate = sim.mutate();
         if !sim.ignore_syncs && (fate == Fate::Go || sim.rng.chance(2)) {
-            self.inode.lock().sync();
+            self.inode.lock().sync(sim.late_syncs);
         }
         if fate == Fate::Last {
             return Err(off());

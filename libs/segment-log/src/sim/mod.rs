@@ -85,6 +85,7 @@ struct Sim {
     faults: Vec<SimFault>,
     capacity: u64,
     ignore_syncs: bool,
+    late_syncs: bool,
     hook: Option<Hook>,
 }
 
@@ -196,6 +197,7 @@ impl SimDisk {
             faults: Vec::new(),
             capacity: u64::MAX / 2,
             ignore_syncs: false,
+            late_syncs: false,
             hook: None,
         })))
     }
@@ -291,6 +293,11 @@ impl SimDisk {
     /// Makes file syncs lie: they answer success and persist nothing. For tests that must notice it.
     pub fn set_ignore_syncs(&self, ignore: bool) {
         self.0.lock().ignore_syncs = ignore;
+    }
+
+    /// Makes file syncs answer too early: each persists only what the one before should have. For tests that must notice it.
+    pub fn set_late_syncs(&self, late: bool) {
+        self.0.lock().late_syncs = late;
     }
 
     /// Called before each call, with no lock held: to delay, count or block.

@@ -216,7 +216,7 @@ impl Shared {
     }
 
     pub(crate) fn wal_live_bytes(&self) -> u64 {
-        self.wal.counts().0 * self.options.wal_file_bytes
+        self.wal.live_count() * self.options.wal_file_bytes
     }
 
     fn in_memory(&self) -> u64 {

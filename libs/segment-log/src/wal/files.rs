@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -100,6 +101,8 @@ pub(crate) struct WalFiles {
     dir: PathBuf,
     file_bytes: u64,
     inner: Mutex<Inner>,
+    /// Number of live files, for appenders: they must not wait behind a file that is renamed.
+    live_count: AtomicU64,
 }
 
 pub(crate) fn file_path(dir: &Path, number: u64) -> PathBuf {
@@ -131,6 +134,7 @@ impl WalFiles {
             dir,
             file_bytes,
             inner: Mutex::new(inner),
+            live_count: AtomicU64::new(0),
         }
     }
 
@@ -141,6 +145,7 @@ impl WalFiles {
 
     /// The files that recovery found.
     pub(crate) fn set_live(&self, live: Vec<LiveFile>) {
+        self.live_count.store(live.len() as u64, Ordering::Relaxed);
         self.inner.lock().live = live.into();
     }
 
@@ -217,6 +222,7 @@ impl WalFiles {
     }
 
     pub(crate) fn add_live(&self, file: LiveFile) {
+        self.live_count.fetch_add(1, Ordering::Relaxed);
         self.inner.lock().live.push_back(file);
     }
 
@@ -276,6 +282,7 @@ impl WalFiles {
         self.write_position(&mut inner, epoch, first_file, last_seq)?;
         for _ in 0..count {
             let Some(file) = inner.live.pop_front() else { break };
+            self.live_count.fetch_sub(1, Ordering::Relaxed);
             let path = file_path(&self.dir, file.number);
             if inner.spares.len() < spares {
                 let spare = self.dir.join(format!("spare-{}", inner.next_spare));
@@ -288,6 +295,11 @@ impl WalFiles {
             inner.recycled += 1;
         }
         Ok(count)
+    }
+
+    /// Files in use.
+    pub(crate) fn live_count(&self) -> u64 {
+        self.live_count.load(Ordering::Relaxed)
     }
 
     /// Files in use, spare, recycled and made since the store was opened.
