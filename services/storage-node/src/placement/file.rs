@@ -83,6 +83,7 @@ struct StoredReplica {
     members: Vec<(u64, u64)>,
     opened: bool,
     initialize: bool,
+    initialized: bool,
     max_message_bytes: u64,
     generation: u64,
 }
@@ -198,6 +199,7 @@ fn stored_replica(replica: &PlacedReplica) -> StoredReplica {
         members: replica.members.iter().map(|(r, n)| (r.get(), n.get())).collect(),
         opened: replica.opened,
         initialize: replica.initialize,
+        initialized: replica.initialized,
         max_message_bytes: replica.max_message_bytes,
         generation: replica.generation,
     }
@@ -286,6 +288,7 @@ impl TryFrom<StoredReplica> for PlacedReplica {
             members,
             opened: stored.opened,
             initialize: stored.initialize,
+            initialized: stored.initialized,
             max_message_bytes: stored.max_message_bytes,
             generation: stored.generation,
         })
@@ -322,6 +325,7 @@ mod tests {
             members: vec![(ReplicaId::new(1).unwrap(), NodeId::new(3).unwrap())],
             opened: true,
             initialize: false,
+            initialized: true,
             max_message_bytes: 10,
             generation: 1,
         };
@@ -346,7 +350,7 @@ mod tests {
             "cluster": "07070707-0707-4707-8707-070707070707", "node": 3, "disk_id": "00ff",
             "epoch": 2, "revision": 9, "peers": {"3": "h:1"}, "removals": {"8": 7},
             "replicas": {"4": {"tenant": "default", "station": 5, "partition": 1, "replica": 1, "members": [[1, 3]],
-                "opened": true, "initialize": false, "max_message_bytes": 10, "generation": 1}},
+                "opened": true, "initialize": false, "initialized": true, "max_message_bytes": 10, "generation": 1}},
         });
         assert_eq!(value, expected);
     }

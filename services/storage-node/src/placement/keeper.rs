@@ -251,6 +251,7 @@ impl PlacementTask {
             };
             if status.state == ReplicaState::Running && status.replica == Some(placed.replica) {
                 placed.opened = true;
+                placed.initialized |= status.initialized;
                 placed.initialize &= !status.initialized;
             }
         }

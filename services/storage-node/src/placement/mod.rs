@@ -48,6 +48,8 @@ pub(crate) struct PlacedReplica {
     pub(crate) opened: bool,
     /// Whether this replica has to initialise the group.
     pub(crate) initialize: bool,
+    /// Whether the group was seen with members: then it is never initialised again.
+    pub(crate) initialized: bool,
     /// Largest payload of one message.
     pub(crate) max_message_bytes: u64,
     /// Generation of the station's partition count.

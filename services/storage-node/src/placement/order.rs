@@ -64,13 +64,14 @@ pub(super) fn merge(placement: &Placement, order: PlacementOrder) -> Result<Plac
 fn place(known: Option<&PlacedReplica>, spec: ReplicaSpec) -> PlacedReplica {
     let known = known.filter(|known| known.replica == spec.replica);
     let was_open = known.is_some_and(|known| known.opened);
-    let initialized = known.is_some_and(|known| known.opened && !known.initialize);
+    let initialized = known.is_some_and(|known| known.initialized);
     PlacedReplica {
         key: spec.partition,
         replica: spec.replica,
         members: spec.members,
         opened: spec.opened || was_open,
         initialize: spec.initialize && !initialized,
+        initialized,
         max_message_bytes: spec.max_message_bytes,
         generation: spec.generation,
     }
@@ -165,13 +166,39 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_that_is_open_may_still_be_told_to_initialise_its_group() {
+        let mut first = order(1, 1);
+        first.ensure = vec![ReplicaSpec {
+            initialize: false,
+            ..spec(1)
+        }];
+        let mut placement = merge(&empty(), first).unwrap();
+        placement.replicas.get_mut(&group(1)).unwrap().opened = true;
+        let mut second = order(1, 2);
+        second.ensure = vec![spec(1)];
+        assert!(merge(&placement, second).unwrap().replicas[&group(1)].initialize);
+    }
+
+    #[test]
+    fn an_open_replica_may_be_asked_to_initialise_later() {
+        let mut opening = order(1, 1);
+        opening.ensure = vec![spec(1)];
+        opening.ensure[0].initialize = false;
+        let mut placement = merge(&empty(), opening).unwrap();
+        placement.replicas.get_mut(&group(1)).unwrap().opened = true;
+        let mut initialising = order(1, 2);
+        initialising.ensure = vec![spec(1)];
+        assert!(merge(&placement, initialising).unwrap().replicas[&group(1)].initialize);
+    }
+
+    #[test]
     fn a_replica_that_was_open_and_initialised_stays_so() {
         let mut first = order(1, 1);
         first.ensure = vec![spec(1)];
         let mut placement = merge(&empty(), first.clone()).unwrap();
         let placed = placement.replicas.get_mut(&group(1)).unwrap();
         placed.opened = true;
-        placed.initialize = false;
+        placed.initialized = true;
         let placed = merge(&placement, first).unwrap().replicas[&group(1)].clone();
         assert_eq!((placed.opened, placed.initialize), (true, false));
     }
