@@ -154,7 +154,7 @@ pub async fn start(config: Config, deps: Deps) -> anyhow::Result<Gateway> {
         auth: Auth::new(
             catalog.clone(),
             config.auth_settings(),
-            &*random,
+            &deps.ports,
             metrics.auth.clone(),
         ),
         producer: Producer::new(

@@ -17,7 +17,7 @@ use argon2::Argon2;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
 use parking_lot::Mutex;
-use ptah_service::Random;
+use ptah_service::{Blocking, Ports};
 use ptah_types::{Principal, Role, TenantName, UserName};
 use ring::hmac;
 use tokio::sync::Semaphore;
@@ -94,6 +94,7 @@ struct Inner {
     catalog: Catalog,
     settings: AuthSettings,
     metrics: AuthMetrics,
+    blocking: Blocking,
     key: hmac::Key,
     cache: Mutex<Cache>,
     running: Semaphore,
@@ -110,7 +111,8 @@ pub struct Auth {
 
 impl Auth {
     /// Sign-in for the users of the catalog.
-    pub fn new(catalog: Catalog, settings: AuthSettings, random: &dyn Random, metrics: AuthMetrics) -> Self {
+    pub fn new(catalog: Catalog, settings: AuthSettings, ports: &Ports, metrics: AuthMetrics) -> Self {
+        let random = &ports.random;
         let mut key = [0; 32];
         random.fill(&mut key);
         let mut salt = [0; 16];
@@ -122,6 +124,7 @@ impl Auth {
             catalog,
             settings,
             metrics,
+            blocking: ports.blocking,
             key: hmac::Key::new(hmac::HMAC_SHA256, &key),
             cache: Mutex::default(),
             running: Semaphore::new(settings.concurrent_verifications),
@@ -182,7 +185,7 @@ impl Auth {
             return Ok(false);
         };
         self.inner.metrics.verified.inc();
-        let verification = tokio::task::spawn_blocking(move || {
+        let verification = self.inner.blocking.run(move || {
             let parsed = PasswordHash::new(&hash);
             parsed.is_ok_and(|parsed| {
                 Argon2::default()

@@ -72,6 +72,9 @@ pub struct ConsumeConfig {
     /// Bytes of messages that wait for clients, over all clients (64 MiB). What does not fit goes back to its partition
     /// and comes again when there is room.
     pub budget_bytes: u64,
+    /// A client that was sent messages and has not read them for this long is cut off when others wait for memory, in
+    /// milliseconds.
+    pub stall_timeout_ms: u64,
     /// Bytes that one stream may have waiting and on the way (8 MiB).
     pub stream_bytes: u64,
     /// Payload bytes of one answer to a pull or a read (3 MiB, so that clients with the usual limit of 4 MiB can read it). A
@@ -130,6 +133,7 @@ impl Default for ConsumeConfig {
     fn default() -> Self {
         Self {
             budget_bytes: 64 << 20,
+            stall_timeout_ms: 10_000,
             stream_bytes: 8 << 20,
             answer_bytes: 3 << 20,
             ack_deadline_ms: 30_000,
@@ -245,6 +249,7 @@ impl Config {
     /// Settings of the consume path.
     pub fn consume_settings(&self) -> ConsumeSettings {
         ConsumeSettings {
+            stall: Duration::from_millis(self.consume.stall_timeout_ms),
             stream_bytes: self.consume.stream_bytes,
             answer_bytes: self.consume.answer_bytes,
             ack_deadline: Duration::from_millis(self.consume.ack_deadline_ms),

@@ -156,6 +156,8 @@ counters! {
         messages: Counter = "consume_messages", "Messages handed to clients";
         /// Deliveries given back for want of memory.
         parked: Counter = "consume_parked", "Deliveries given back because buffers were full";
+        /// Clients cut off.
+        cut: Counter = "consume_clients_cut", "Clients cut off because they did not read while others waited for memory";
         /// Pulls opened.
         pulls: Counter = "consume_pulls", "Pulls opened at storage nodes";
         /// Acknowledged sequences forwarded.

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::link::LinkStatus;
-use super::partition::PartitionAppender;
+use super::partition::{PartitionAppender, Reason};
 use crate::routing::Route;
 
 /// Looks again at least this often, whatever was told.
@@ -80,7 +80,7 @@ impl PartitionAppender {
         if self.bound_node().is_some_and(elsewhere) {
             let mut state = self.state.lock();
             state.pipeline.unbind();
-            state.reason = "the leader changed".into();
+            state.reason = Reason::unavailable("the leader changed");
             self.unbound(state, Some(Duration::ZERO));
         }
     }

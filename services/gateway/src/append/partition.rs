@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use ptah_types::limits::TARGET_BATCH_BYTES;
-use ptah_types::{NodeId, PartitionKey, RaftGroupId, SessionId};
+use ptah_types::{ErrorKind, NodeId, PartitionKey, RaftGroupId, SessionId};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -56,8 +56,24 @@ pub(super) struct State {
     pub(super) failures: u32,
     pub(super) not_before: Option<Instant>,
     pub(super) failed_in_term: u64,
-    pub(super) reason: Arc<str>,
+    pub(super) reason: Reason,
     retired: Option<Arc<GatewayError>>,
+}
+
+/// Why nothing is stored for the moment.
+#[derive(Debug, Clone)]
+pub(super) struct Reason {
+    kind: ErrorKind,
+    text: Arc<str>,
+}
+
+impl Reason {
+    pub(super) fn unavailable(text: &str) -> Self {
+        Self {
+            kind: ErrorKind::Unavailable,
+            text: text.into(),
+        }
+    }
 }
 
 /// Answers that are given after the lock is free.
@@ -78,7 +94,7 @@ impl PartitionAppender {
             failures: 0,
             not_before: None,
             failed_in_term: 0,
-            reason: "no leader is known".into(),
+            reason: Reason::unavailable("no leader is known"),
             retired: None,
         };
         Arc::new(Self {
@@ -144,7 +160,7 @@ impl PartitionAppender {
                 let mut answers = Answers::new();
                 state.pipeline.abandon(&mut answers);
                 drop(state);
-                self.give(answers, &error.to_string());
+                self.give(answers, &Reason::unavailable(&error.to_string()));
             }
         }
     }
@@ -164,7 +180,7 @@ impl PartitionAppender {
                     drop(state);
                 } else {
                     self.shared.metrics.out_of_order.inc();
-                    state.reason = "the node answered out of order".into();
+                    state.reason = Reason::unavailable("the node answered out of order");
                     state.pipeline.unbind();
                     self.unbound(state, None);
                 }
@@ -183,7 +199,10 @@ impl PartitionAppender {
         answers: &mut Answers,
     ) {
         self.shared.metrics.refusals.inc();
-        state.reason = refusal.message.as_str().into();
+        state.reason = Reason {
+            kind: refusal.kind,
+            text: refusal.message.as_str().into(),
+        };
         let node = state.bound.as_ref().map(|(link, _)| link.node);
         let consequence = if number == 0 {
             state.pipeline.opening_refused();
@@ -206,7 +225,7 @@ impl PartitionAppender {
     pub(super) fn link_lost(&self, binding: BindingId, why: &str) {
         let mut state = self.state.lock();
         if state.pipeline.binding() == Some(binding) {
-            state.reason = why.into();
+            state.reason = Reason::unavailable(why);
             state.pipeline.unbind();
             self.unbound(state, None);
         }
@@ -268,7 +287,7 @@ impl PartitionAppender {
         if consequence.new_session {
             state.session = self.shared.sessions.renew(state.session);
         }
-        let reason = Arc::clone(&state.reason);
+        let reason = state.reason.clone();
         if consequence.unbound {
             self.unbound(state, None);
         } else {
@@ -298,7 +317,7 @@ impl PartitionAppender {
         let waiting = std::mem::take(&mut state.backlog);
         self.unbound(state, None);
         fail_submissions(waiting, &error);
-        self.give(answers, &error.to_string());
+        self.give(answers, &Reason::unavailable(&error.to_string()));
     }
 
     /// Whether nothing waits or is under way.
@@ -314,12 +333,12 @@ impl PartitionAppender {
 
     fn give_out(&self, answers: Answers) {
         if !answers.is_empty() {
-            let reason = Arc::clone(&self.state.lock().reason);
+            let reason = self.state.lock().reason.clone();
             self.give(answers, &reason);
         }
     }
 
-    fn give(&self, answers: Answers, reason: &str) {
+    fn give(&self, answers: Answers, reason: &Reason) {
         for (ticket, leaving) in answers {
             match leaving {
                 Leaving::Stored(at) => {
@@ -334,13 +353,15 @@ impl PartitionAppender {
                 }
                 Leaving::TooLate => answer_failed(ticket, &Arc::new(self.unavailable(reason))),
                 Leaving::Refused => {
-                    let refused = GatewayError::Conflict(
-                        format!(
-                            "partition {} of station `{}` refused the messages: {reason}",
-                            self.target.partition.partition, self.target.station
+                    let refused = GatewayError::Remote {
+                        kind: reason.kind,
+                        message: format!(
+                            "partition {} of station `{}` refused the messages: {}",
+                            self.target.partition.partition, self.target.station, reason.text
                         )
                         .into(),
-                    );
+                        retry_after: None,
+                    };
                     answer_failed(ticket, &Arc::new(refused));
                 }
                 Leaving::Unknown => {
@@ -348,7 +369,7 @@ impl PartitionAppender {
                     let unknown = GatewayError::AppendUnknown {
                         station: Arc::clone(&self.target.station),
                         partition: self.target.partition.partition.get(),
-                        why: reason.into(),
+                        why: Arc::clone(&reason.text),
                     };
                     answer_failed(ticket, &Arc::new(unknown));
                 }
@@ -356,12 +377,12 @@ impl PartitionAppender {
         }
     }
 
-    fn unavailable(&self, why: &str) -> GatewayError {
+    fn unavailable(&self, why: &Reason) -> GatewayError {
         GatewayError::AppendUnavailable {
             station: Arc::clone(&self.target.station),
             partition: self.target.partition.partition.get(),
             waited_ms: self.shared.settings.deadline.as_millis() as u64,
-            why: why.into(),
+            why: Arc::clone(&why.text),
         }
     }
 }
@@ -404,6 +425,8 @@ fn effect_of(refusal: &AppendRefusal, number: u64) -> RefusalEffect {
     }
     match refusal.kind {
         Kind::OutcomeUnknown | Kind::Internal => RefusalEffect::Unknown,
+        // The number was stored so long ago that its result is not remembered.
+        Kind::AlreadyExists => RefusalEffect::Forgotten,
         Kind::NotLeader
         | Kind::Exhausted
         | Kind::Unavailable
@@ -413,7 +436,6 @@ fn effect_of(refusal: &AppendRefusal, number: u64) -> RefusalEffect {
         | Kind::Incompatible => RefusalEffect::Retry,
         Kind::InvalidArgument
         | Kind::TooLarge
-        | Kind::AlreadyExists
         | Kind::Conflict
         | Kind::PermissionDenied
         | Kind::DataDamaged => RefusalEffect::Permanent,

@@ -26,7 +26,7 @@ pub const KINDS: [RecordKind; 5] = [
 ];
 
 /// A connection to the store is given up when nothing came for this long. The store tells its progress more often.
-const WATCH_SILENCE: Duration = Duration::from_secs(60);
+const WATCH_SILENCE: Duration = Duration::from_secs(15);
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
@@ -126,7 +126,7 @@ impl CatalogSync {
             let Ok(next) = tokio::time::timeout(WATCH_SILENCE, changes.next()).await else {
                 return Err(RpcError::new(
                     ErrorKind::Unavailable,
-                    "metadata was silent for a minute",
+                    "metadata was silent for 15 s",
                 ));
             };
             match next {

@@ -34,7 +34,7 @@ use crate::leaders::{Leaders, ReadRange};
 use crate::metrics::ConsumeMetrics;
 use crate::routing::Routing;
 
-use budget::ConsumeBudget;
+use budget::{ConsumeBudget, Reservation};
 pub use credit::Amount;
 use link::{DeliverLink, DeliverTransport, LinkRunner, LinkStatus};
 pub use outbox::GroupOnPartition;
@@ -52,6 +52,8 @@ const LONGEST_HOLD: Duration = Duration::from_secs(15);
 /// Settings of the consume path.
 #[derive(Debug, Clone, Copy)]
 pub struct ConsumeSettings {
+    /// How long a client may leave messages unread when others wait for memory.
+    pub stall: Duration,
     /// Bytes that one stream may have buffered and on the way.
     pub stream_bytes: u64,
     /// Bytes of one answer to a pull or read.
@@ -172,6 +174,17 @@ pub struct StoredMessages {
     pub next_sequence: u64,
 }
 
+/// What was read, with the memory that it takes.
+#[derive(Debug)]
+pub struct ReadAnswer {
+    /// Partition.
+    pub partition: PartitionNumber,
+    /// Messages.
+    pub stored: StoredMessages,
+    /// To be held until the answer has left.
+    pub memory: Arc<Reservation>,
+}
+
 impl Consumer {
     /// A consume path without streams.
     pub fn new(parts: ConsumeParts) -> Self {
@@ -186,6 +199,12 @@ impl Consumer {
             links: Mutex::default(),
             tasks: parts.tasks,
         };
+        let reap = shared.budget.clone().reap(
+            shared.settings.stall,
+            shared.metrics.clone(),
+            shared.tasks.stopping(),
+        );
+        shared.tasks.spawn("consume-memory", reap);
         Self {
             shared: Arc::new(shared),
             leaders: parts.leaders,
@@ -194,9 +213,9 @@ impl Consumer {
         }
     }
 
-    /// Counters.
-    pub fn metrics(&self) -> &ConsumeMetrics {
-        &self.shared.metrics
+    /// Memory of messages on their way out.
+    pub fn budget(&self) -> &ConsumeBudget {
+        &self.shared.budget
     }
 
     /// Makes sure that the group exists and is on every partition of its station, and says where it is.
@@ -379,7 +398,7 @@ impl Consumer {
         number: u32,
         from_sequence: u64,
         max_messages: u32,
-    ) -> Result<(PartitionNumber, StoredMessages), GatewayError> {
+    ) -> Result<ReadAnswer, GatewayError> {
         authorize(principal, Action::Consume, Some(name))?;
         let station = self.shared.catalog.station(tenant, name)?;
         let partition = partition_of(&station, number)?;
@@ -393,10 +412,11 @@ impl Consumer {
             max_messages,
             max_bytes: self.shared.settings.answer_bytes,
         };
-        let _memory = self
+        let largest = (self.shared.settings.answer_bytes).max(station.record.max_message_bytes);
+        let memory = self
             .shared
             .budget
-            .reserve(self.shared.settings.answer_bytes as usize)
+            .reserve(usize::try_from(largest).unwrap_or(usize::MAX))
             .await;
         let what = format!("read partition {partition} of station `{name}`");
         let call = |address: String| {
@@ -407,7 +427,11 @@ impl Consumer {
             .leaders
             .at_leader(group, self.shared.settings.ack_deadline, &what, call)
             .await?;
-        Ok((partition, stored))
+        Ok(ReadAnswer {
+            partition,
+            stored,
+            memory: Arc::new(memory),
+        })
     }
 }
 

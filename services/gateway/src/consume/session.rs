@@ -343,10 +343,11 @@ impl Session {
         let reserve = |bytes: usize| self.shared.budget.try_reserve(bytes);
         match slot.receive(part, reserve, Instant::now()) {
             Received::Partly => {}
-            Received::Whole(messages, bytes) => {
+            Received::Whole { came, dropped } => {
                 slot.failures = 0;
                 state.idle_told = false;
-                state.book.received(index, Amount { messages, bytes });
+                state.book.received(index, amount(came));
+                state.book.unbuffered(amount(dropped));
                 state.wake_output();
             }
             Received::NoMemory(bytes, refused) => {
@@ -506,6 +507,10 @@ impl State {
         slot.pull_is_over();
         self.book.unbound(index);
     }
+}
+
+fn amount((messages, bytes): (u64, u64)) -> Amount {
+    Amount { messages, bytes }
 }
 
 /// Whether opening the pull again can help.

@@ -95,8 +95,8 @@ pub(super) struct Slot {
 pub(super) enum Received {
     /// More parts are to come.
     Partly,
-    /// A whole delivery is in the buffer: messages and bytes.
-    Whole(u64, u64),
+    /// A whole delivery is in the buffer, and what it repeats is not any more: messages and bytes of each.
+    Whole { came: (u64, u64), dropped: (u64, u64) },
     /// There is no memory for so many bytes of these sequences.
     NoMemory(usize, Option<SequenceRange>),
     /// The node sent nonsense or damaged bytes.
@@ -208,6 +208,9 @@ impl Slot {
             }
             Err(error) => return Received::Damaged(error.to_string()),
         };
+        let pull = self.pull.as_ref().map_or(0, |pull| pull.id);
+        let last = head.base_sequence + u64::from(head.count) - 1;
+        let dropped = self.drop_repeated(pull, head.base_sequence, last);
         let run = DeliveredRun {
             partition: self.partition,
             base_sequence: head.base_sequence,
@@ -221,9 +224,28 @@ impl Slot {
             run,
             since: now,
             bytes,
-            pull: self.pull.as_ref().map_or(0, |pull| pull.id),
+            pull,
         });
-        Received::Whole(u64::from(head.count), bytes)
+        Received::Whole {
+            came: (u64::from(head.count), bytes),
+            dropped,
+        }
+    }
+
+    /// What an earlier pull brought and the leader now hands out again does not have to be sent twice.
+    fn drop_repeated(&mut self, pull: u64, first: u64, last: u64) -> (u64, u64) {
+        let mut dropped = (0, 0);
+        self.buffer.retain(|buffered| {
+            let begin = buffered.run.base_sequence + buffered.run.range.start as u64;
+            let end = buffered.run.base_sequence + buffered.run.range.end as u64 - 1;
+            let repeated = buffered.pull != pull && first <= begin && end <= last;
+            if repeated {
+                dropped.0 += buffered.run.range.len() as u64;
+                dropped.1 += buffered.bytes;
+            }
+            !repeated
+        });
+        dropped
     }
 
     /// Drops what is buffered and returns its amount, and what of it the current pull can have back: whatever was not

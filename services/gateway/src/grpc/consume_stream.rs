@@ -9,6 +9,7 @@ use futures_util::Stream;
 use ptah_proto::api::v1 as pb;
 use ptah_proto::api::v1::consume_request::Request as Said;
 use ptah_proto::api::v1::consume_response::Response as Answer;
+use ptah_rpc::ConnectionCut;
 use ptah_service::{Stopping, TaskHandle};
 use ptah_types::PartitionNumber;
 use tokio::sync::oneshot;
@@ -20,7 +21,7 @@ use super::convert::{error_to_proto, group_config, group_config_to_proto, push_m
 use super::message::group_request;
 use super::produce_stream::read_error;
 use crate::auth::SignedIn;
-use crate::consume::budget::Reservation;
+use crate::consume::budget::{ConsumeBudget, InTransport};
 use crate::consume::{Amount, ConsumeEvent, GroupRequest, ReadyGroup, Session};
 use crate::error::GatewayError;
 use crate::metrics::ConsumeMetrics;
@@ -35,7 +36,9 @@ pub(super) struct ConsumeStream {
     opening: Option<oneshot::Receiver<Result<Opened, GatewayError>>>,
     session: Option<Arc<Session>>,
     /// Memory of what was handed to the transport last. The transport asks again when that has left.
-    in_transport: Vec<Arc<Reservation>>,
+    in_transport: Option<InTransport>,
+    budget: ConsumeBudget,
+    cut: ConnectionCut,
     reader: TaskHandle,
     metrics: ConsumeMetrics,
     done: bool,
@@ -67,6 +70,7 @@ struct Reader {
 pub(super) fn serve(
     services: &Arc<Services>,
     caller: SignedIn,
+    cut: ConnectionCut,
     requests: Streaming<pb::ConsumeRequest>,
 ) -> ConsumeStream {
     let reader = Reader {
@@ -81,7 +85,9 @@ pub(super) fn serve(
     ConsumeStream {
         opening: Some(opening),
         session: None,
-        in_transport: Vec::new(),
+        in_transport: None,
+        budget: services.consumer.budget().clone(),
+        cut,
         reader: services.tasks.spawn("consume-stream", reader.run(told)),
         metrics,
         done: false,
@@ -212,10 +218,12 @@ impl ConsumeStream {
         match event {
             ConsumeEvent::Batch(runs) => {
                 let mut messages = Vec::with_capacity(runs.iter().map(|run| run.range.len()).sum());
+                let mut memory = Vec::with_capacity(runs.len());
                 for run in runs {
                     push_messages(&run, &mut messages);
-                    self.in_transport.push(run.reservation);
+                    memory.push(run.reservation);
                 }
+                self.in_transport = Some(self.budget.hand_over(memory, self.cut.clone()));
                 Answer::Batch(pb::ConsumeBatch { messages })
             }
             ConsumeEvent::Acked { confirm_id, error } => Answer::Acked(pb::ConsumeAcked {
@@ -231,7 +239,7 @@ impl Stream for ConsumeStream {
     type Item = Result<pb::ConsumeResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.in_transport.clear();
+        self.in_transport = None;
         if self.done {
             return Poll::Ready(None);
         }

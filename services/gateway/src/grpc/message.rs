@@ -14,7 +14,7 @@ use super::consume_stream::{self, ConsumeStream};
 use super::convert::{
     group_config, message_to_proto, new_message, push_messages, ranges, result_to_proto, status,
 };
-use super::door::caller;
+use super::door::{Held, caller, cut_of};
 use super::produce_stream::{self, ProduceStream};
 use crate::auth::SignedIn;
 use crate::consume::{GroupRequest, PullLimits};
@@ -91,16 +91,17 @@ impl MessageService for MessageApi {
         &self,
         request: Request<Streaming<pb::ConsumeRequest>>,
     ) -> Result<Response<ConsumeStream>, Status> {
-        let caller = caller(&request)?;
+        let (caller, cut) = (caller(&request)?, cut_of(&request));
         Ok(Response::new(consume_stream::serve(
             &self.0,
             caller,
+            cut,
             request.into_inner(),
         )))
     }
 
     async fn pull(&self, request: Request<pb::PullRequest>) -> Result<Response<pb::PullResponse>, Status> {
-        let caller = caller(&request)?;
+        let (caller, cut) = (caller(&request)?, cut_of(&request));
         let request = request.into_inner();
         let pull = async {
             let limits = PullLimits {
@@ -120,7 +121,12 @@ impl MessageService for MessageApi {
         for run in &runs {
             push_messages(run, &mut messages);
         }
-        Ok(Response::new(pb::PullResponse { messages }))
+        let memory = runs.into_iter().map(|run| run.reservation).collect();
+        let mut response = Response::new(pb::PullResponse { messages });
+        response
+            .extensions_mut()
+            .insert(Held::new(self.0.consumer.budget().hand_over(memory, cut)));
+        Ok(response)
     }
 
     async fn ack(&self, request: Request<pb::AckRequest>) -> Result<Response<pb::AckResponse>, Status> {
@@ -140,7 +146,7 @@ impl MessageService for MessageApi {
     }
 
     async fn read(&self, request: Request<pb::ReadRequest>) -> Result<Response<pb::ReadResponse>, Status> {
-        let caller = caller(&request)?;
+        let (caller, cut) = (caller(&request)?, cut_of(&request));
         let request = request.into_inner();
         let from = request.from_sequence;
         let read = async {
@@ -159,7 +165,8 @@ impl MessageService for MessageApi {
                 .await?;
             Ok((most, stored))
         };
-        let (most, (partition, stored)) = read.await.map_err(|error: GatewayError| status(&error))?;
+        let (most, answer) = read.await.map_err(|error: GatewayError| status(&error))?;
+        let (partition, stored) = (answer.partition, answer.stored);
         let mut messages = Vec::new();
         for (base, timestamp_ns, view) in &stored.batches {
             for index in 0..view.len() {
@@ -174,11 +181,14 @@ impl MessageService for MessageApi {
                 }
             }
         }
-        Ok(Response::new(pb::ReadResponse {
+        let mut response = Response::new(pb::ReadResponse {
             messages,
             first_sequence: stored.first_sequence,
             next_sequence: stored.next_sequence,
-        }))
+        });
+        let held = self.0.consumer.budget().hand_over(vec![answer.memory], cut);
+        response.extensions_mut().insert(Held::new(held));
+        Ok(response)
     }
 }
 

@@ -52,6 +52,8 @@ pub struct ProduceCall {
     appenders: BTreeMap<PartitionNumber, Arc<PartitionAppender>>,
     /// Changes of the catalog that the station was looked up at.
     looked_up: u64,
+    /// The station is not there any more.
+    gone: Option<GatewayError>,
     next_number: u64,
 }
 
@@ -110,6 +112,7 @@ impl Producer {
             replies: Replies::new(),
             appenders: BTreeMap::new(),
             looked_up,
+            gone: None,
             next_number: 0,
         })
     }
@@ -190,6 +193,7 @@ impl ProduceCall {
             .producer
             .catalog
             .station(&self.station.tenant, &self.station.record.name);
+        self.gone = found.as_ref().err().cloned();
         if let Ok(station) = found {
             if station.record.id != self.station.record.id {
                 self.appenders.clear();
@@ -199,6 +203,9 @@ impl ProduceCall {
     }
 
     fn choose(&self, message: &NewMessage, sorting: &mut Sorting) -> Result<PartitionNumber, GatewayError> {
+        if let Some(gone) = &self.gone {
+            return Err(gone.clone());
+        }
         let station = &self.station;
         let limit = station.record.max_message_bytes;
         if message.payload.len() as u64 > limit {

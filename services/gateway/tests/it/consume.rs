@@ -331,6 +331,7 @@ async fn slow_readers_are_bounded_together_and_the_others_go_on() {
         .config(|config| {
             config.consume.budget_bytes = 4 << 20;
             config.consume.answer_bytes = 1 << 20;
+            config.consume.stall_timeout_ms = 300;
         })
         .start()
         .await;
@@ -338,12 +339,13 @@ async fn slow_readers_are_bounded_together_and_the_others_go_on() {
     for _ in 0..10 {
         cluster.produce("orders", vec![message(vec![5; 1 << 20])]).await;
     }
-    // Each would have 10 MiB waiting; they do not read.
+    // Each would have 10 MiB waiting; they do not read, each on a connection of its own.
     let mut slow = Vec::new();
     for n in 0..20 {
+        let reader = cluster.on_own_connection();
         slow.push(
-            cluster
-                .consume_with("orders", &format!("slow-{n}"), 1_000, 1 << 30, 2_000)
+            reader
+                .consume_with("orders", &format!("slow-{n}"), 1_000, 1 << 30, 30_000)
                 .await,
         );
     }
@@ -351,11 +353,12 @@ async fn slow_readers_are_bounded_together_and_the_others_go_on() {
         cluster.counter("ptah_gateway_consume_parked_total") > 0
     })
     .await;
-    // What slow readers hold comes back after half of their ack deadline, so that the quick one gets its turn.
-    let mut quick = cluster
+    let reader = cluster.on_own_connection();
+    let mut quick = reader
         .consume_with("orders", "quick", 1_000, 1 << 30, 30_000)
         .await;
     let messages = quick.take(10).await;
     assert_eq!(messages.len(), 10);
+    assert!(cluster.counter("ptah_gateway_consume_clients_cut_total") > 0);
     drop(slow);
 }

@@ -21,7 +21,8 @@ use ptah_proto::metadata::v1::metadata_service_server::MetadataServiceServer;
 use ptah_proto::storage::v1::partition_service_server::PartitionServiceServer;
 use ptah_rpc::records::{NodeRecord, RecordKey, RecordValue, UserRecord};
 use ptah_rpc::{
-    Channels, ClusterSecret, InProcessNetwork, MAX_RPC_MESSAGE_BYTES, Network, RpcChannel, Server, bind,
+    ChannelOptions, Channels, ClusterSecret, InProcessNetwork, MAX_RPC_MESSAGE_BYTES, Network, RpcChannel,
+    Server, bind,
 };
 use ptah_service::{Health, Metrics, Ports, Secret, Tasks};
 use ptah_types::{NodeId, Role, TenantName};
@@ -53,7 +54,8 @@ pub(crate) struct Cluster {
     pub(crate) health: Health,
     pub(crate) config: Config,
     gateway: Option<Gateway>,
-    pub(crate) channel: RpcChannel,
+    client: Client,
+    address: String,
 }
 
 pub(crate) struct Builder {
@@ -151,9 +153,8 @@ impl Builder {
         let metrics = Metrics::new();
         let health = Health::new("gateway");
         let gateway = start_gateway(&config, &network, &tasks, &metrics, &health).await;
-        let channel = Channels::public(Arc::clone(&network))
-            .to(&gateway.address.to_string())
-            .unwrap();
+        let address = gateway.address.to_string();
+        let channel = Channels::public(Arc::clone(&network)).to(&address).unwrap();
         Cluster {
             world,
             metadata,
@@ -164,7 +165,8 @@ impl Builder {
             health,
             config,
             gateway: Some(gateway),
-            channel,
+            client: Client { channel },
+            address,
         }
     }
 }
@@ -224,7 +226,21 @@ pub(crate) fn keyed(key: &str, payload: impl Into<Vec<u8>>) -> api::NewMessage {
     }
 }
 
-impl Cluster {
+/// Calls of one connection.
+#[derive(Clone)]
+pub(crate) struct Client {
+    channel: RpcChannel,
+}
+
+impl std::ops::Deref for Cluster {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Client {
     pub(crate) fn messages(&self) -> MessageServiceClient<RpcChannel> {
         MessageServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_RPC_MESSAGE_BYTES)
@@ -237,34 +253,6 @@ impl Cluster {
 
     pub(crate) fn cluster(&self) -> ClusterServiceClient<RpcChannel> {
         ClusterServiceClient::new(self.channel.clone())
-    }
-
-    /// Makes a station and returns the Raft groups of its partitions in order.
-    pub(crate) async fn station(&self, name: &str, partitions: u32) -> Vec<u64> {
-        let before = self
-            .world
-            .with(|state| state.groups.keys().copied().max().unwrap_or(0));
-        let request = api::CreateStationRequest {
-            tenant: String::new(),
-            name: name.to_owned(),
-            config: Some(api::StationConfig {
-                partitions,
-                replicas: 3,
-                ..api::StationConfig::default()
-            }),
-        };
-        self.stations()
-            .create_station(signed(ROOT, request))
-            .await
-            .unwrap();
-        self.world.with(|state| {
-            state
-                .groups
-                .keys()
-                .copied()
-                .filter(|group| *group > before)
-                .collect()
-        })
     }
 
     pub(crate) async fn produce(
@@ -342,6 +330,49 @@ impl Cluster {
             requests: Some(requests),
             responses: responses.into_inner(),
         }
+    }
+}
+
+impl Cluster {
+    /// A client with small windows that shares its connection with nobody.
+    pub(crate) fn on_own_connection(&self) -> Client {
+        let options = ChannelOptions {
+            stream_window_bytes: 64 << 10,
+            connection_window_bytes: 64 << 10,
+            ..ChannelOptions::default()
+        };
+        let channels = Channels::public(Arc::clone(&self.network)).with_options(options);
+        Client {
+            channel: channels.to(&self.address).unwrap(),
+        }
+    }
+
+    /// Makes a station and returns the Raft groups of its partitions in order.
+    pub(crate) async fn station(&self, name: &str, partitions: u32) -> Vec<u64> {
+        let before = self
+            .world
+            .with(|state| state.groups.keys().copied().max().unwrap_or(0));
+        let request = api::CreateStationRequest {
+            tenant: String::new(),
+            name: name.to_owned(),
+            config: Some(api::StationConfig {
+                partitions,
+                replicas: 3,
+                ..api::StationConfig::default()
+            }),
+        };
+        self.stations()
+            .create_station(signed(ROOT, request))
+            .await
+            .unwrap();
+        self.world.with(|state| {
+            state
+                .groups
+                .keys()
+                .copied()
+                .filter(|group| *group > before)
+                .collect()
+        })
     }
 
     /// Stops the gateway.

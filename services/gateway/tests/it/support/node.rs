@@ -399,9 +399,9 @@ impl PartitionService for FakeNode {
             });
             responses
         });
-        Ok(Response::new(
-            self.breakable(futures_util::stream::iter(responses)),
-        ))
+        Ok(Response::new(Box::pin(futures_util::stream::iter(
+            responses.into_iter().map(Ok),
+        ))))
     }
 
     async fn describe_partitions(
