@@ -6,6 +6,7 @@
 //!
 //! Elsewhere: gRPC and everything on the network between processes (`ptah-rpc`).
 
+mod blocking;
 pub mod config;
 mod health;
 mod metrics;
@@ -16,6 +17,7 @@ mod shell;
 mod tasks;
 pub mod telemetry;
 
+pub use blocking::Blocking;
 pub use config::{ClusterConfig, ConfigError, List, LogConfig, LogFormat, MonitorConfig, Secret, Settings};
 pub use health::{Component, Health, NotReady};
 pub use metrics::Metrics;

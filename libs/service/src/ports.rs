@@ -12,6 +12,8 @@ use ptah_types::Timestamp;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
+use crate::blocking::Blocking;
+
 /// Wall-clock time. May jump, also backwards: whoever needs order brings its own.
 pub trait Clock: Send + Sync + 'static {
     /// The time now.
@@ -112,6 +114,8 @@ pub struct Ports {
     pub clock: Arc<dyn Clock>,
     /// Random numbers.
     pub random: Arc<dyn Random>,
+    /// Where blocking work runs.
+    pub blocking: Blocking,
 }
 
 impl Ports {
@@ -120,6 +124,7 @@ impl Ports {
         Self {
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
+            blocking: Blocking::Threads,
         }
     }
 
@@ -128,6 +133,7 @@ impl Ports {
         Self {
             clock: Arc::new(SystemClock),
             random: Arc::new(SeededRandom::new(seed)),
+            blocking: Blocking::Threads,
         }
     }
 }

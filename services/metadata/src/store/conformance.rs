@@ -52,6 +52,7 @@ where
         let ports = Ports {
             clock: clock.clone(),
             random: Arc::new(SeededRandom::new(1)),
+            ..Ports::seeded(1)
         };
         let subject = make(ports, history_changes).await;
         Bench { subject, clock }

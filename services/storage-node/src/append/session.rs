@@ -1,6 +1,6 @@
 //! One append stream: channels, batches in parts, checks before the leader sees a batch.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,7 +76,7 @@ pub(crate) struct AppendSession {
     node: Arc<Node>,
     session: SessionId,
     answers: Answers,
-    channels: HashMap<u32, Channel>,
+    channels: BTreeMap<u32, Channel>,
     /// Batches of which parts are missing. The stream must be read on while there are any.
     assembling: usize,
 }
@@ -117,7 +117,7 @@ impl AppendSession {
             node,
             session,
             answers,
-            channels: HashMap::new(),
+            channels: BTreeMap::new(),
             assembling: 0,
         }
     }
