@@ -181,7 +181,10 @@ impl GroupLog {
             Effect::Append(id) if number > state.last_truncate => state.flushed = Some(*id),
             Effect::Append(_) => {}
             Effect::Vote(vote) => state.durable_vote = Some(*vote),
-            Effect::Committed(id) => state.durable_committed = Some(*id).min(state.last),
+            Effect::Committed(id) if state.log_id_at(id.index) == Some(*id) => {
+                state.durable_committed = Some(*id);
+            }
+            Effect::Committed(_) => {}
             Effect::Purge(id) => state.flushed = state.flushed.max(Some(*id)),
             Effect::Nothing => {
                 // A truncation: frames before it that became durable meanwhile were not counted.

@@ -50,8 +50,10 @@ impl GroupLog {
                 state.durable_vote = Some(vote);
             }
             Record::Committed(id) => {
-                state.committed = Some(id).min(state.last);
-                state.durable_committed = state.committed;
+                if state.log_id_at(id.index) == Some(id) {
+                    state.committed = Some(id);
+                    state.durable_committed = Some(id);
+                }
             }
             Record::Truncate {
                 after,

@@ -240,18 +240,18 @@ impl GroupLog {
         self.shared.wake_all(work);
     }
 
-    /// Saves the committed hint; durable some time after the frames before it. A hint above the log is cut to its end.
+    /// Saves the committed hint; durable some time after the frames before it. A hint that names no entry of the log, or an
+    /// older one than before, is passed over.
     pub fn save_committed(self: &Arc<Self>, committed: LogId) {
         let mut state = self.state.lock();
-        let hint = Some(committed).min(state.last);
-        let Some(hint) = hint.filter(|hint| state.committed.is_none_or(|known| known < *hint)) else {
-            return;
-        };
-        if self.refusal(&state).is_some() {
+        let newer = state.committed.is_none_or(|known| known < committed);
+        let ours = state.log_id_at(committed.index) == Some(committed);
+        if !newer || !ours || self.refusal(&state).is_some() {
             return;
         }
-        state.committed = Some(hint);
-        let work = self.small(&mut state, Record::Committed(hint), Effect::Committed(hint), None);
+        state.committed = Some(committed);
+        let effect = Effect::Committed(committed);
+        let work = self.small(&mut state, Record::Committed(committed), effect, None);
         drop(state);
         self.shared.wake_all(work);
     }

@@ -445,3 +445,23 @@ fn segments_of_two_replicas_are_equal_behind_their_headers() {
     assert_eq!(reference, contents(2, 3, false));
     assert_eq!(reference, contents(3, 7, true));
 }
+
+#[test]
+fn a_committed_hint_that_names_no_entry_of_the_log_is_passed_over() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk);
+    let group = store.create_group(spec(1, 8 << 10)).unwrap();
+    append_now(
+        &store,
+        &group,
+        vec![command_of(1, 4, 0, 10), command_of(1, 4, 1, 10)],
+    );
+    for wrong in [log_id(5, 1), log_id(4, 2), log_id(3, 1)] {
+        group.save_committed(wrong);
+        assert_eq!(group.committed(), None, "{wrong}");
+    }
+    group.save_committed(log_id(4, 1));
+    settle(&store);
+    group.save_committed(log_id(4, 0));
+    assert_eq!(group.committed(), Some(log_id(4, 1)));
+}

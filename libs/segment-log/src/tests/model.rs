@@ -507,7 +507,7 @@ fn run(seed: u64, lie: Option<Lie>) -> Result<(), String> {
 fn what_was_acknowledged_survives_power_cuts_at_any_write() {
     let seeds = std::env::var_os("PTAH_SEEDS")
         .and_then(|text| text.to_str()?.parse().ok())
-        .unwrap_or(400);
+        .unwrap_or(300);
     let first = std::env::var_os("PTAH_SEED")
         .and_then(|text| text.to_str()?.parse().ok())
         .unwrap_or(1);
