@@ -44,6 +44,8 @@ pub struct Config {
 pub struct BootstrapConfig {
     /// Password of user `root`, at least 8 characters. Not needed any more once the user exists.
     pub root_password: Secret,
+    /// Instead of the password its argon2id hash in PHC form (`$argon2id$...`), so that the password is in no file.
+    pub root_password_hash: Secret,
     /// Take the well-known default password. Only where every public address is a loopback address.
     pub allow_default_password: bool,
 }
@@ -85,6 +87,15 @@ impl Config {
 impl BootstrapConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         let password = self.root_password.expose();
+        let hash = self.root_password_hash.expose();
+        if !hash.is_empty() && !hash.starts_with("$argon2id$") {
+            let why = "is not an argon2id hash in PHC form (`$argon2id$v=19$...`)";
+            return Err(ConfigError::invalid("bootstrap.root_password_hash", why));
+        }
+        if !hash.is_empty() && !password.is_empty() {
+            let why = "and `bootstrap.root_password` are both set; set only one of them";
+            return Err(ConfigError::invalid("bootstrap.root_password_hash", why));
+        }
         if password.is_empty() {
             return Ok(());
         }
@@ -154,6 +165,38 @@ impl Settings for Config {
 mod tests {
     use super::*;
 
+    const KEYS: [&str; 14] = [
+        "grpc_listen",
+        "metadata_address",
+        "lease_ttl_ms",
+        "node_alive_window_ms",
+        "report_interval_ms",
+        "ports_file",
+        "root_password",
+        "root_password_hash",
+        "allow_default_password",
+        "secret",
+        "filter",
+        "format",
+        "monitor_listen",
+        "metrics_listen",
+    ];
+
+    #[test]
+    fn the_sample_file_has_every_key_with_its_default() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../deploy/config/control-plane.toml"
+        );
+        let sample: Config = ptah_service::config::load_from(Some(Path::new(path)), "PTAH", []).unwrap();
+        assert_eq!(sample, Config::default());
+        let text = std::fs::read_to_string(path).unwrap();
+        for key in KEYS {
+            let is_there = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+            assert!(text.lines().any(is_there), "{key} is missing");
+        }
+    }
+
     fn with_password(password: &str, allow_default_password: bool) -> Config {
         Config {
             cluster: ClusterConfig {
@@ -162,6 +205,7 @@ mod tests {
             bootstrap: BootstrapConfig {
                 root_password: Secret::new(password),
                 allow_default_password,
+                ..BootstrapConfig::default()
             },
             ..Config::default()
         }
@@ -186,6 +230,18 @@ mod tests {
         with_password("long enough", false).validate().unwrap();
         with_password("", false).validate().unwrap();
         assert!(with_password("short", true).validate().is_err());
+    }
+
+    #[test]
+    fn a_hash_stands_in_for_the_password() {
+        let with_hash = |hash: &str, password: &str| {
+            let mut config = with_password(password, false);
+            config.bootstrap.root_password_hash = Secret::new(hash);
+            config.validate()
+        };
+        with_hash("$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA", "").unwrap();
+        assert!(with_hash("plain text", "").is_err());
+        assert!(with_hash("$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA", "long enough").is_err());
     }
 
     #[test]

@@ -79,6 +79,31 @@ mod tests {
 
     use super::*;
 
+    const KEYS: [&str; 10] = [
+        "grpc_listen",
+        "database_url",
+        "history_changes",
+        "max_watches",
+        "ports_file",
+        "secret",
+        "filter",
+        "format",
+        "monitor_listen",
+        "metrics_listen",
+    ];
+
+    #[test]
+    fn the_sample_file_has_every_key_with_its_default() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/config/metadata.toml");
+        let sample: Config = ptah_service::config::load_from(Some(Path::new(path)), "PTAH", []).unwrap();
+        assert_eq!(sample, Config::default());
+        let text = std::fs::read_to_string(path).unwrap();
+        for key in KEYS {
+            let is_there = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+            assert!(text.lines().any(is_there), "{key} is missing");
+        }
+    }
+
     fn valid() -> Config {
         Config {
             cluster: ClusterConfig {

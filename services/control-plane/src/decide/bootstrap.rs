@@ -1,7 +1,8 @@
 //! Taking over: before the first decision under a new epoch the view must have everything that was decided under older
 //! ones, and the cluster must have what every cluster has.
 
-use argon2::password_hash::PasswordHasher;
+use argon2::password_hash::phc::PasswordHash;
+use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use ptah_rpc::records::{ClusterRecord, Counter, RecordKey, RecordValue, UserRecord};
 use ptah_service::Secret;
 use ptah_types::{ErrorKind, Role, TenantName, UserName};
@@ -72,15 +73,10 @@ impl Decider {
         if exists == Some(true) {
             return Ok(());
         }
-        let password = self.parts.bootstrap.root_password.clone();
-        if password.is_empty() {
-            let why = "the cluster has no user yet; set `bootstrap.root_password`, or PTAH_BOOTSTRAP__ROOT_PASSWORD";
-            return Err(ControlError::TakingOver { why: why.to_owned() });
-        }
         let user = UserRecord {
             name,
             role: Role::Root,
-            password_hash: self.hash(password).await?,
+            password_hash: self.root_password_hash().await?,
         };
         let key = RecordKey::user(&tenant, &user.name);
         let made = self.decide_under(epoch, "make user root", |view| {
@@ -97,24 +93,68 @@ impl Decider {
         Ok(())
     }
 
+    async fn root_password_hash(&self) -> Result<Secret, ControlError> {
+        let bootstrap = &self.parts.bootstrap;
+        if !bootstrap.root_password_hash.is_empty() {
+            return self.checked_hash(bootstrap.root_password_hash.clone()).await;
+        }
+        if bootstrap.root_password.is_empty() {
+            let why = "the cluster has no user yet; set `bootstrap.root_password`, or PTAH_BOOTSTRAP__ROOT_PASSWORD";
+            return Err(ControlError::TakingOver { why: why.to_owned() });
+        }
+        self.hash(bootstrap.root_password.clone()).await
+    }
+
+    /// A given hash, unless it is one of the default password where that is not allowed.
+    async fn checked_hash(&self, hash: Secret) -> Result<Secret, ControlError> {
+        if self.parts.bootstrap.allow_default_password {
+            return Ok(hash);
+        }
+        let given = hash.clone();
+        let is_default = tokio::task::spawn_blocking(move || {
+            let parsed = PasswordHash::new(given.expose()).map_err(|error| error.to_string())?;
+            let default = crate::config::DEFAULT_ROOT_PASSWORD.as_bytes();
+            Ok::<bool, String>(
+                argon2::Argon2::default()
+                    .verify_password(default, &parsed)
+                    .is_ok(),
+            )
+        });
+        match is_default.await {
+            Ok(Ok(false)) => Ok(hash),
+            Ok(Ok(true)) => Err(ControlError::TakingOver {
+                why: "`bootstrap.root_password_hash` is of the well-known default password; choose another one, or set \
+                      `bootstrap.allow_default_password` where every public address is a loopback address"
+                    .to_owned(),
+            }),
+            Ok(Err(why)) => Err(ControlError::TakingOver {
+                why: format!("`bootstrap.root_password_hash` cannot be read: {why}"),
+            }),
+            Err(error) => Err(hash_failed(error.to_string())),
+        }
+    }
+
     /// argon2id in PHC form. Takes tens of milliseconds of CPU, so not on the runtime's threads.
     async fn hash(&self, password: Secret) -> Result<Secret, ControlError> {
         let mut salt = [0; SALT_BYTES];
         self.parts.ports.random.fill(&mut salt);
-        let hashed = tokio::task::spawn_blocking(move || {
+        let hashed = self.parts.ports.blocking.run(move || {
             let hash = argon2::Argon2::default().hash_password_with_salt(password.expose().as_bytes(), &salt);
             hash.map(|hash| Secret::new(hash.to_string()))
                 .map_err(|error| error.to_string())
         });
-        let failed = |why: String| ControlError::Metadata {
-            action: "hash the password of root",
-            source: ptah_rpc::RpcError::new(ErrorKind::Internal, why),
-        };
         match hashed.await {
             Ok(Ok(hash)) => Ok(hash),
-            Ok(Err(why)) => Err(failed(why)),
-            Err(error) => Err(failed(error.to_string())),
+            Ok(Err(why)) => Err(hash_failed(why)),
+            Err(error) => Err(hash_failed(error.to_string())),
         }
+    }
+}
+
+fn hash_failed(why: String) -> ControlError {
+    ControlError::Metadata {
+        action: "hash the password of root",
+        source: ptah_rpc::RpcError::new(ErrorKind::Internal, why),
     }
 }
 

@@ -1,0 +1,94 @@
+//! Metadata goes away and comes back.
+
+use ptah_rpc::clients::ListQuery;
+use ptah_rpc::records::{RecordKind, RecordValue};
+use ptah_types::ErrorKind;
+
+use crate::harness::{World, station, until, until_async};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_metadata_calls_fail_clearly_and_work_again_afterwards() {
+    let mut world = World::with_nodes(3).await;
+    world
+        .management(0)
+        .create_station(&station("before", 1, 3))
+        .await
+        .unwrap();
+    world.until_placed(1).await;
+    world.stop_store().await;
+    let refused = world
+        .management(0)
+        .create_station(&station("during", 1, 3))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(refused.kind, ErrorKind::Unavailable | ErrorKind::OutcomeUnknown),
+        "{refused:?}"
+    );
+    until("the lease runs out", || !world.planes[0].control.decides()).await;
+    let refused = world
+        .management(0)
+        .create_station(&station("during", 1, 3))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Unavailable, "{refused}");
+    assert!(refused.message.contains("cannot decide"), "{refused}");
+    world.start_store().await;
+    until("it decides again", || world.planes[0].control.decides()).await;
+    world.until_alive(3).await;
+    world
+        .management(0)
+        .create_station(&station("after", 1, 3))
+        .await
+        .unwrap();
+    let stations = world
+        .metadata()
+        .list(&ListQuery::all(RecordKind::Station))
+        .await
+        .unwrap();
+    world.until_placed(stations.records.len()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_control_plane_that_starts_before_metadata_waits_for_it() {
+    let mut world = World::new().await;
+    world.stop_store().await;
+    world.start_plane().await;
+    let refused = world
+        .management(1)
+        .create_station(&station("a", 1, 1))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Unavailable, "{refused}");
+    world.start_store().await;
+    until("one of them decides", || {
+        world.planes.iter().any(|plane| plane.control.decides())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_start_makes_root_and_the_second_leaves_it() {
+    let mut world = World::new().await;
+    let hash = async |world: &World| {
+        let users = world
+            .metadata()
+            .list(&ListQuery::all(RecordKind::User))
+            .await
+            .unwrap()
+            .records;
+        match users.as_slice() {
+            [user] => match &user.value {
+                RecordValue::User(user) => user.password_hash.expose().to_owned(),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("one user, not {other:?}"),
+        }
+    };
+    let before = hash(&world).await;
+    assert!(before.starts_with("$argon2id$v=19$"), "{before}");
+    world.stop_plane(0).await;
+    world.start_plane().await;
+    until_async("it decides", async || world.planes[0].control.decides()).await;
+    assert_eq!(hash(&world).await, before);
+}
