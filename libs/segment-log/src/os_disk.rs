@@ -117,7 +117,9 @@ impl Disk for OsDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
+        // The parent of a relative name without a slash is written as nothing.
+        let here = path.as_os_str().is_empty();
+        File::open(if here { Path::new(".") } else { path })?.sync_all()
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
