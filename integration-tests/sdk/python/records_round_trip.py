@@ -38,7 +38,8 @@ def compile_stubs(proto_dir: pathlib.Path, out: pathlib.Path) -> None:
 
 def numbered(records: pathlib.Path, rounds: int):
     """(key, payload) with a counter per key."""
-    lines = records.read_text(encoding="utf-8").splitlines()
+    # Only a line feed ends a line: the records contain other separators that `splitlines` would cut at.
+    lines = records.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     keys = [json.loads(line)["key"] for line in lines]
     counters = collections.Counter()
     for _ in range(rounds):

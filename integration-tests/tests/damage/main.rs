@@ -144,7 +144,9 @@ async fn a_flipped_bit_in_any_file_of_the_only_replica_is_noticed() -> anyhow::R
             cluster.nodes[0].kill().await?;
         }
         copy(&dir, &kept)?;
-        for path in files(&dir, matches)?.into_iter().take(2) {
+        let damaged = files(&dir, matches)?;
+        assert!(!damaged.is_empty(), "there is no file of the kind {kind}");
+        for path in damaged.into_iter().take(2) {
             for share in [0.3, 0.6, 0.9] {
                 let what = format!("{kind} {} at {share}", path.display());
                 flip(&path, share)?;

@@ -22,7 +22,7 @@ const NODE_BUDGET_MIB: u64 = 1_536;
 
 /// A payload that differs at every place and from message to message.
 fn payload(size: usize, seed: usize) -> Bytes {
-    let mut state = seed as u64 * 0x9e37_79b9_7f4a_7c15 + 1;
+    let mut state = (seed as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(size + 8);
     while bytes.len() < size {
         state ^= state << 13;
