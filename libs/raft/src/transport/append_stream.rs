@@ -28,12 +28,13 @@ pub(crate) type AppendItem = Result<StreamAppendResult<TypeConfig>, RPCError<Typ
 pub(crate) struct AppendStream<S> {
     outbox: Arc<Outbox>,
     route: Route,
-    session: u64,
     input: Option<S>,
-    results: mpsc::Receiver<AppendOutcome>,
+    /// `None` until there is a connection.
+    session: Option<(u64, mpsc::Receiver<AppendOutcome>)>,
     window: usize,
     in_flight: usize,
     next_number: u64,
+    /// Runs out when there is no connection, or no answer, for too long.
     stall: Pin<Box<Sleep>>,
     finished: bool,
 }
@@ -42,31 +43,23 @@ impl<S> AppendStream<S>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
 {
-    /// Opens a session; an error while there is no connection.
-    pub(crate) fn open(
-        outbox: Arc<Outbox>,
-        route: Route,
-        input: S,
-        window: usize,
-    ) -> Result<Self, RPCError<TypeConfig>> {
-        let (session, results) = outbox
-            .open(route, window)
-            .ok_or_else(|| unreachable("there is no connection to the node"))?;
-        Ok(Self {
+    /// A session that opens when there is a connection. openraft does not pause after an error that comes before it is
+    /// asked for a request, so waiting here is what keeps an absent node from costing anything.
+    pub(crate) fn new(outbox: Arc<Outbox>, route: Route, input: S, window: usize) -> Self {
+        Self {
             outbox,
             route,
-            session,
             input: Some(input),
-            results,
+            session: None,
             window,
             in_flight: 0,
             next_number: 0,
             stall: Box::pin(tokio::time::sleep(STALL)),
             finished: false,
-        })
+        }
     }
 
-    fn submit(&mut self, request: AppendEntriesRequest<TypeConfig>) {
+    fn submit(&mut self, session: u64, request: AppendEntriesRequest<TypeConfig>) {
         self.next_number += 1;
         let mut head = Some(AppendHead {
             vote: request.vote,
@@ -83,7 +76,7 @@ where
             .map(|frames| {
                 remaining -= frames.len() as u64;
                 AppendPart {
-                    session: self.session,
+                    session,
                     route: None,
                     head: head.take(),
                     close: false,
@@ -97,11 +90,11 @@ where
             self.stall.as_mut().reset(Instant::now() + STALL);
         }
         self.in_flight += 1;
-        self.outbox.submit(self.session, parts);
+        self.outbox.submit(session, parts);
     }
 
     /// Takes requests from openraft as long as there are credits.
-    fn feed(&mut self, context: &mut Context<'_>) {
+    fn feed(&mut self, session: u64, context: &mut Context<'_>) {
         while self.in_flight < self.window {
             let Some(input) = &mut self.input else { return };
             if self.outbox.poll_room(context).is_pending() {
@@ -110,8 +103,31 @@ where
             match input.poll_next_unpin(context) {
                 Poll::Pending => return,
                 Poll::Ready(None) => self.input = None,
-                Poll::Ready(Some(request)) => self.submit(request),
+                Poll::Ready(Some(request)) => self.submit(session, request),
             }
+        }
+    }
+
+    /// Ends the stream with an error when it stands still for too long.
+    fn poll_stall(&mut self, context: &mut Context<'_>, why: &'static str) -> Poll<Option<AppendItem>> {
+        if self.stall.as_mut().poll(context).is_ready() {
+            self.finished = true;
+            return Poll::Ready(Some(Err(unreachable(why))));
+        }
+        Poll::Pending
+    }
+
+    /// The session, opened when there is a connection, and what it has to tell.
+    fn poll_session(&mut self, context: &mut Context<'_>) -> Poll<(u64, Poll<Option<AppendOutcome>>)> {
+        if self.session.is_none() {
+            match self.outbox.poll_open(self.route, self.window, context) {
+                Poll::Ready(session) => self.session = Some(session),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        match &mut self.session {
+            Some((session, results)) => Poll::Ready((*session, results.poll_recv(context))),
+            None => Poll::Pending,
         }
     }
 
@@ -148,7 +164,10 @@ where
         if self.finished {
             return Poll::Ready(None);
         }
-        match self.results.poll_recv(context) {
+        let Poll::Ready((session, news)) = self.poll_session(context) else {
+            return self.poll_stall(context, "there is no connection to the node");
+        };
+        match news {
             Poll::Ready(Some(outcome)) => return Poll::Ready(Some(self.answered(outcome))),
             Poll::Ready(None) => {
                 self.finished = true;
@@ -156,24 +175,22 @@ where
             }
             Poll::Pending => {}
         }
-        self.feed(context);
-        if self.in_flight == 0 {
-            return if self.input.is_none() {
-                Poll::Ready(None)
-            } else {
-                Poll::Pending
-            };
+        self.feed(session, context);
+        if self.in_flight > 0 {
+            return self.poll_stall(context, "the follower does not answer");
         }
-        if self.stall.as_mut().poll(context).is_ready() {
-            self.finished = true;
-            return Poll::Ready(Some(Err(unreachable("the follower does not answer"))));
+        if self.input.is_none() {
+            Poll::Ready(None)
+        } else {
+            Poll::Pending
         }
-        Poll::Pending
     }
 }
 
 impl<S> Drop for AppendStream<S> {
     fn drop(&mut self) {
-        self.outbox.close(self.session);
+        if let Some((session, _)) = &self.session {
+            self.outbox.close(*session);
+        }
     }
 }

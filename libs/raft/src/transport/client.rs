@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use openraft::base::{BoxFuture, BoxStream};
@@ -24,6 +25,9 @@ use super::{Peer, Transport};
 use crate::holds::Holds;
 use crate::snapshot::SnapshotData;
 use crate::types::{HomeNode, Snapshot, TypeConfig, Vote};
+
+/// Pause before a follower that refused a session is tried again.
+const REPLICA_BACKOFF: Duration = Duration::from_millis(50);
 
 /// Makes clients for one replica.
 pub(crate) struct Factory {
@@ -155,7 +159,8 @@ impl Client {
 
 impl NetBackoff<TypeConfig> for Client {
     fn backoff(&self) -> Option<Backoff> {
-        None
+        // Sessions wait for the connection by themselves; what is left is a replica that is not there yet, or slow.
+        Some(Backoff::new(std::iter::repeat(REPLICA_BACKOFF)))
     }
 }
 
@@ -174,12 +179,7 @@ impl NetStreamAppend<TypeConfig> for Client {
             } else {
                 let (peer, route) = self.to()?;
                 let window = self.transport.inner.options.append_window;
-                Box::pin(AppendStream::open(
-                    Arc::clone(&peer.outbox),
-                    route,
-                    input,
-                    window,
-                )?)
+                Box::pin(AppendStream::new(Arc::clone(&peer.outbox), route, input, window))
             };
             Ok(output)
         })

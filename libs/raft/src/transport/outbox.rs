@@ -89,6 +89,7 @@ struct State {
     closes: VecDeque<u64>,
     queued_bytes: usize,
     waiting_for_room: Vec<Waker>,
+    waiting_for_connection: Vec<Waker>,
 }
 
 /// Queue to one node.
@@ -107,11 +108,17 @@ impl Outbox {
         }
     }
 
-    /// Starts a session; `None` while there is no connection.
-    pub(crate) fn open(&self, route: Route, window: usize) -> Option<(u64, mpsc::Receiver<AppendOutcome>)> {
+    /// Starts a session as soon as there is a connection.
+    pub(crate) fn poll_open(
+        &self,
+        route: Route,
+        window: usize,
+        context: &mut Context<'_>,
+    ) -> Poll<(u64, mpsc::Receiver<AppendOutcome>)> {
         let mut state = self.state.lock();
         if !state.connected {
-            return None;
+            state.wait_for_connection(context.waker());
+            return Poll::Pending;
         }
         state.next_session += 1;
         let session = state.next_session;
@@ -126,7 +133,7 @@ impl Outbox {
                 results,
             },
         );
-        Some((session, receiver))
+        Poll::Ready((session, receiver))
     }
 
     /// Queues the pieces of one request. Ignored when the session is gone, which its owner notices by itself.
@@ -193,21 +200,24 @@ impl Outbox {
     }
 
     pub(crate) fn connect(&self) {
-        self.state.lock().connected = true;
+        let wakers = {
+            let mut state = self.state.lock();
+            state.connected = true;
+            std::mem::take(&mut state.waiting_for_connection)
+        };
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Ends all sessions: the connection is gone.
     pub(crate) fn disconnect(&self) {
         let old = {
             let mut state = self.state.lock();
-            let next_session = state.next_session;
-            std::mem::replace(
-                &mut *state,
-                State {
-                    next_session,
-                    ..State::default()
-                },
-            )
+            let kept = State {
+                next_session: state.next_session,
+                waiting_for_connection: std::mem::take(&mut state.waiting_for_connection),
+                ..State::default()
+            };
+            std::mem::replace(&mut *state, kept)
         };
         old.waiting_for_room.into_iter().for_each(Waker::wake);
     }
@@ -255,6 +265,17 @@ impl Outbox {
 }
 
 impl State {
+    fn wait_for_connection(&mut self, waker: &Waker) {
+        // A task asks again and again; its newest waker is enough.
+        if !self
+            .waiting_for_connection
+            .iter()
+            .any(|known| known.will_wake(waker))
+        {
+            self.waiting_for_connection.push(waker.clone());
+        }
+    }
+
     fn next_part(&mut self, bytes: usize) -> Option<AppendPart> {
         let session = *self.ready.front()?;
         let entry = self.sessions.get_mut(&session)?;
@@ -300,6 +321,13 @@ mod tests {
         }
     }
 
+    fn open(outbox: &Outbox, group: u64) -> Option<(u64, mpsc::Receiver<AppendOutcome>)> {
+        match outbox.poll_open(route(group), 4, &mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(session) => Some(session),
+            Poll::Pending => None,
+        }
+    }
+
     fn part(session: u64, bytes: usize) -> AppendPart {
         AppendPart {
             close: false,
@@ -313,8 +341,8 @@ mod tests {
     fn pieces_of_a_big_request_let_other_groups_pass() {
         let outbox = Outbox::new(usize::MAX);
         outbox.connect();
-        let (big, _big_results) = outbox.open(route(1), 4).unwrap();
-        let (small, _small_results) = outbox.open(route(2), 4).unwrap();
+        let (big, _big_results) = open(&outbox, 1).unwrap();
+        let (small, _small_results) = open(&outbox, 2).unwrap();
         outbox.submit(big, vec![part(big, MESSAGE_BYTES); 10]);
         outbox.submit(small, vec![part(small, 10)]);
         let first = outbox.take_message();
@@ -328,8 +356,8 @@ mod tests {
     fn a_session_that_was_opened_is_closed_at_the_receiver_too() {
         let outbox = Outbox::new(usize::MAX);
         outbox.connect();
-        let (unheard, _a) = outbox.open(route(1), 4).unwrap();
-        let (heard, _b) = outbox.open(route(2), 4).unwrap();
+        let (unheard, _a) = open(&outbox, 1).unwrap();
+        let (heard, _b) = open(&outbox, 2).unwrap();
         outbox.submit(heard, vec![part(heard, 10)]);
         outbox.take_message();
         outbox.close(unheard);
@@ -341,12 +369,12 @@ mod tests {
     #[test]
     fn owners_notice_that_the_connection_is_gone() {
         let outbox = Outbox::new(usize::MAX);
-        assert!(outbox.open(route(1), 4).is_none());
+        assert!(open(&outbox, 1).is_none());
         outbox.connect();
-        let (_, mut results) = outbox.open(route(1), 4).unwrap();
+        let (_, mut results) = open(&outbox, 1).unwrap();
         outbox.disconnect();
         assert_eq!(results.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
-        assert!(outbox.open(route(1), 4).is_none());
+        assert!(open(&outbox, 1).is_none());
     }
 
     #[test]
@@ -354,7 +382,7 @@ mod tests {
         let outbox = Outbox::new(100);
         outbox.connect();
         let mut context = Context::from_waker(Waker::noop());
-        let (session, _results) = outbox.open(route(1), 4).unwrap();
+        let (session, _results) = open(&outbox, 1).unwrap();
         assert!(outbox.poll_room(&mut context).is_ready());
         outbox.submit(session, vec![part(session, 100)]);
         assert!(outbox.poll_room(&mut context).is_pending());

@@ -16,7 +16,7 @@ use ptah_raft::{
     Committed, HostOptions, HostParts, Outcome, ProposeError, RaftHost, Replica, ReplicaSpec, ReplicaState,
 };
 use ptah_rpc::{ClusterSecret, Network, Server, ServerHandle, TcpNetwork};
-use ptah_segment_log::{Identity, SimDisk};
+use ptah_segment_log::{Disk, Identity, OsDisk, SimDisk};
 use ptah_service::{Metrics, Ports, Secret, Tasks};
 use ptah_types::{
     ClusterId, NodeId, PartitionKey, PartitionNumber, RaftGroupId, ReplicaId, Sequence, StationId, Timestamp,
@@ -85,6 +85,8 @@ pub struct Up {
 pub struct TestNode {
     pub id: u64,
     pub disk: SimDisk,
+    /// When set, the node lives on real files here instead of on its simulated disk.
+    pub files: Option<tempfile::TempDir>,
     pub up: Option<Up>,
     specs: BTreeMap<RaftGroupId, ReplicaSpec>,
 }
@@ -103,6 +105,15 @@ pub fn secret() -> ClusterSecret {
 
 impl Cluster {
     pub fn new(count: u64, options: HostOptions, seed: u64) -> Self {
+        Self::on(false, count, options, seed)
+    }
+
+    /// Nodes on real files.
+    pub fn on_files(count: u64, options: HostOptions) -> Self {
+        Self::on(true, count, options, 1)
+    }
+
+    fn on(on_files: bool, count: u64, options: HostOptions, seed: u64) -> Self {
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .with_test_writer()
@@ -111,6 +122,7 @@ impl Cluster {
             .map(|id| TestNode {
                 id,
                 disk: SimDisk::new(seed * 1000 + id),
+                files: on_files.then(|| tempfile::tempdir().unwrap()),
                 up: None,
                 specs: BTreeMap::new(),
             })
@@ -149,7 +161,11 @@ impl Cluster {
         let (options, seed) = (self.options.clone(), self.seed);
         let this = self.node_mut(id);
         assert!(this.up.is_none(), "node {id} is up");
-        this.up = Some(start_node(identity, &this.disk, options, seed));
+        let (disk, dir): (Arc<dyn Disk>, PathBuf) = match &this.files {
+            Some(dir) => (Arc::new(OsDisk), dir.path().to_owned()),
+            None => (this.disk.as_disk(), PathBuf::from("/data")),
+        };
+        this.up = Some(start_node(identity, disk, dir, options, seed));
         self.tell_addresses();
         let specs: Vec<ReplicaSpec> = self.node(id).specs.values().cloned().collect();
         let _runtime = self.runtime(id).enter();
@@ -343,7 +359,13 @@ impl TestNode {
     }
 }
 
-fn start_node(identity: Identity, disk: &SimDisk, options: HostOptions, seed: u64) -> Up {
+fn start_node(
+    identity: Identity,
+    disk: Arc<dyn Disk>,
+    data_dir: PathBuf,
+    options: HostOptions,
+    seed: u64,
+) -> Up {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -352,8 +374,8 @@ fn start_node(identity: Identity, disk: &SimDisk, options: HostOptions, seed: u6
     let tasks = Tasks::root();
     let network: Arc<dyn Network> = Arc::new(TcpNetwork::new());
     let parts = HostParts {
-        disk: disk.as_disk(),
-        data_dir: PathBuf::from("/data"),
+        disk,
+        data_dir,
         identity,
         options,
         ports: Ports::seeded(seed),
