@@ -9,7 +9,6 @@ use ptah_rpc::{
     Channels, ClusterSecret, MAX_RPC_MESSAGE_BYTES, MetadataClient, Network, Server, ServerHandle,
 };
 use ptah_service::{BoxFuture, Health, Metrics as Registry, Ports, Running, Settings, Shell, Tasks};
-use tracing::info;
 
 use crate::cluster::Cluster;
 use crate::config::Config;
@@ -98,7 +97,6 @@ pub async fn start(config: Config, deps: Deps) -> anyhow::Result<ControlPlane> {
         )
         .serve(listener, &deps.tasks);
     deps.health.set_address("grpc", address);
-    info!(%address, "listening");
     Ok(ControlPlane {
         address,
         lease: parts.cluster.lease,
@@ -150,6 +148,7 @@ impl Parts {
             bootstrap: config.bootstrap.clone(),
             report_interval: config.report_interval(),
             metrics: self.metrics.clone(),
+            component: deps.health.component("decisions"),
         });
         self.tasks.spawn("decide", decider.run(self.tasks.stopping()));
         Handlers {

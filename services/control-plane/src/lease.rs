@@ -99,9 +99,9 @@ impl Lease {
         };
     }
 
-    /// Taking over failed, and is tried again.
-    pub(crate) fn takeover_failed(&self, why: &str) {
-        self.takeover.lock().trouble = Some(why.to_owned());
+    /// Taking over failed, and is tried again. Answers whether the reason is a new one.
+    pub(crate) fn takeover_failed(&self, why: &str) -> bool {
+        self.takeover.lock().trouble.replace(why.to_owned()).as_deref() != Some(why)
     }
 
     /// The epoch of the lease that is held, or why none is.

@@ -1,6 +1,6 @@
 //! What the control plane counts.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -9,17 +9,9 @@ use ptah_types::{Boundary, Effect};
 
 use crate::error::ControlError;
 
-/// How a decision or an order ended.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, EncodeLabelValue)]
-enum Outcome {
-    Done,
-    Refused,
-    Unknown,
-}
-
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct ByOutcome {
-    outcome: Outcome,
+    outcome: &'static str,
 }
 
 /// Handles of all metrics.
@@ -54,16 +46,16 @@ impl Metrics {
     /// Counts a decision.
     pub(crate) fn decided(&self, error: Option<&ControlError>) {
         let outcome = match error.map(|error| error.kind().effect()) {
-            None => Outcome::Done,
-            Some(Effect::None) => Outcome::Refused,
-            Some(Effect::Unknown) => Outcome::Unknown,
+            None => "done",
+            Some(Effect::None) => "refused",
+            Some(Effect::Unknown) => "unknown",
         };
         self.decisions.get_or_create(&ByOutcome { outcome }).inc();
     }
 
     /// Counts an order.
     pub(crate) fn ordered(&self, taken: bool) {
-        let outcome = if taken { Outcome::Done } else { Outcome::Refused };
+        let outcome = if taken { "done" } else { "refused" };
         self.orders.get_or_create(&ByOutcome { outcome }).inc();
     }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::Context;
 use ptah_rpc::{ClusterSecret, MAX_RPC_MESSAGE_BYTES, Network, Server, ServerHandle};
 use ptah_service::{BoxFuture, Component, Health, Metrics as Registry, Ports, Running, Shell, Tasks};
-use tracing::info;
 
 use crate::config::Config;
 use crate::grpc::{MetadataHandlers, MetadataServiceServer};
@@ -89,7 +88,6 @@ pub async fn start(config: Config, deps: Deps) -> anyhow::Result<Metadata> {
         .serve(listener, &deps.tasks);
     deps.health.set_address("grpc", address);
     component.ready();
-    info!(%address, "listening");
     Ok(Metadata {
         address,
         server,

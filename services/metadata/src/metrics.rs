@@ -1,6 +1,6 @@
 //! What the metadata service counts.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -8,7 +8,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use ptah_service::Metrics as Registry;
 
 /// How a commit ended.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, EncodeLabelValue)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// Durable.
     Committed,
@@ -22,11 +22,11 @@ pub enum Outcome {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct ByOutcome {
-    outcome: Outcome,
+    outcome: &'static str,
 }
 
 /// Why a watch ended.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, EncodeLabelValue)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WatchEnd {
     /// The watcher left.
     Left,
@@ -38,7 +38,7 @@ pub enum WatchEnd {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct ByEnd {
-    reason: WatchEnd,
+    reason: &'static str,
 }
 
 /// Handles of all metrics.
@@ -79,6 +79,12 @@ impl Metrics {
 
     /// Counts a commit.
     pub fn committed(&self, outcome: Outcome, took: std::time::Duration) {
+        let outcome = match outcome {
+            Outcome::Committed => "committed",
+            Outcome::Conflict => "conflict",
+            Outcome::Failed => "failed",
+            Outcome::Unknown => "unknown",
+        };
         self.commits.get_or_create(&ByOutcome { outcome }).inc();
         self.commit_seconds.observe(took.as_secs_f64());
     }
@@ -91,6 +97,11 @@ impl Metrics {
     /// Counts a watch that ends.
     pub fn watch_ended(&self, reason: WatchEnd) {
         self.watches.dec();
+        let reason = match reason {
+            WatchEnd::Left => "left",
+            WatchEnd::TooSlow => "too_slow",
+            WatchEnd::Failed => "failed",
+        };
         self.watch_ends.get_or_create(&ByEnd { reason }).inc();
     }
 }

@@ -33,12 +33,20 @@ impl Decider {
             Ok(()) => {
                 info!(epoch, "takeover complete");
                 self.parts.lease.taken_over(epoch);
+                self.parts.component.ready();
                 self.parts.nodes.wake_all();
                 self.record_progress().await;
             }
             Err(error) => {
-                warn!(epoch, %error, "takeover is not complete; trying again");
-                self.parts.lease.takeover_failed(&error.to_string());
+                let why = match error {
+                    ControlError::TakingOver { why } => why,
+                    other => other.to_string(),
+                };
+                // Tried twice a second: say it once.
+                if self.parts.lease.takeover_failed(&why) {
+                    warn!(epoch, %why, "takeover is not complete; trying again");
+                }
+                self.parts.component.not_ready(why);
             }
         }
     }

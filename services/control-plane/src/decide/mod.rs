@@ -17,7 +17,7 @@ use ptah_rpc::clients::{
     ConsumerGroupEnsured, CreateStation, EnsureConsumerGroup, NodeRegistration, Registered, StationCreated,
 };
 use ptah_rpc::records::{Commit, Precondition, RecordKey, RecordValue, Write};
-use ptah_service::{Ports, Stopping};
+use ptah_service::{Component, Ports, Stopping};
 use ptah_types::{Action, ErrorKind, Principal, StationName, TenantName, Timestamp, UserName, authorize};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
@@ -192,6 +192,8 @@ pub struct DeciderParts {
     pub report_interval: Duration,
     /// Where to count.
     pub metrics: Metrics,
+    /// Where to tell readiness.
+    pub component: Component,
 }
 
 /// The deciding task.

@@ -53,6 +53,14 @@ pub(crate) struct World {
 impl World {
     /// A store and one control plane that decides.
     pub(crate) async fn new() -> Self {
+        let mut world = Self::without_planes().await;
+        world.start_plane().await;
+        until("a control plane decides", || world.planes[0].control.decides()).await;
+        world
+    }
+
+    /// A store alone.
+    pub(crate) async fn without_planes() -> Self {
         let mut world = Self {
             store: Store {
                 folder: tempfile::tempdir().unwrap(),
@@ -64,8 +72,6 @@ impl World {
             channels: Channels::new(Arc::new(TcpNetwork::new()), secret()),
         };
         world.start_store().await;
-        world.start_plane().await;
-        until("a control plane decides", || world.planes[0].control.decides()).await;
         world
     }
 
@@ -109,6 +115,14 @@ impl World {
 
     /// Starts one more control plane; answers its number.
     pub(crate) async fn start_plane(&mut self) -> usize {
+        let bootstrap = BootstrapConfig {
+            root_password: Secret::new("the password of root"),
+            ..BootstrapConfig::default()
+        };
+        self.start_plane_with(bootstrap).await
+    }
+
+    pub(crate) async fn start_plane_with(&mut self, bootstrap: BootstrapConfig) -> usize {
         let tasks = Tasks::root();
         let config = Config {
             grpc_listen: "127.0.0.1:0".to_owned(),
@@ -116,10 +130,7 @@ impl World {
             lease_ttl_ms: 1_500,
             node_alive_window_ms: 1_000,
             report_interval_ms: 100,
-            bootstrap: BootstrapConfig {
-                root_password: Secret::new("the password of root"),
-                ..BootstrapConfig::default()
-            },
+            bootstrap,
             cluster: cluster(),
             ..Config::default()
         };

@@ -1,7 +1,10 @@
 //! Metadata goes away and comes back.
 
+use ptah_control_plane::DEFAULT_ROOT_PASSWORD;
+use ptah_control_plane::config::BootstrapConfig;
 use ptah_rpc::clients::ListQuery;
 use ptah_rpc::records::{RecordKind, RecordValue};
+use ptah_service::Secret;
 use ptah_types::ErrorKind;
 
 use crate::harness::{World, station, until, until_async};
@@ -91,4 +94,48 @@ async fn the_first_start_makes_root_and_the_second_leaves_it() {
     world.start_plane().await;
     until_async("it decides", async || world.planes[0].control.decides()).await;
     assert_eq!(hash(&world).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_without_a_password_for_root_decides_nothing_and_says_what_to_set() {
+    let mut world = World::without_planes().await;
+    let bootstraps = [
+        (BootstrapConfig::default(), "set `bootstrap.root_password`"),
+        (
+            BootstrapConfig {
+                root_password_hash: Secret::new(hash_of(DEFAULT_ROOT_PASSWORD)),
+                ..BootstrapConfig::default()
+            },
+            "set `bootstrap.allow_default_password`",
+        ),
+    ];
+    for (bootstrap, expected) in bootstraps {
+        world.start_plane_with(bootstrap).await;
+        until_async(expected, async || {
+            let refused = world
+                .management(0)
+                .create_station(&station("a", 1, 1))
+                .await
+                .unwrap_err();
+            assert_eq!(refused.kind, ErrorKind::Unavailable, "{refused}");
+            refused.message.contains(expected)
+        })
+        .await;
+        world.stop_plane(0).await;
+    }
+    let hash = hash_of("the password of root");
+    let bootstrap = BootstrapConfig {
+        root_password_hash: Secret::new(hash),
+        ..BootstrapConfig::default()
+    };
+    world.start_plane_with(bootstrap).await;
+    until("it decides", || world.planes[0].control.decides()).await;
+}
+
+fn hash_of(password: &str) -> String {
+    use argon2::password_hash::PasswordHasher;
+    argon2::Argon2::default()
+        .hash_password_with_salt(password.as_bytes(), b"salt of the test")
+        .unwrap()
+        .to_string()
 }
