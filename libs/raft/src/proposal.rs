@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::ThreadId;
 
 use openraft::error::{ClientWriteError, ForwardToLeader};
 use openraft::raft::responder::Responder;
@@ -120,23 +121,52 @@ impl Drop for InFlightGuard {
 }
 
 /// A callback that is called once, or taken back.
+///
+/// While the proposal is being handed to the core, an answer on the same thread can only be openraft dropping a message
+/// that the core did not take: calling back then would run the caller's callback inside the caller's own call, under
+/// the caller's locks. Such an answer takes the callback back instead, and [`Pending::offered`] tells.
 pub(crate) struct Pending {
     waiting: Mutex<Option<(Done, InFlightGuard)>>,
+    offering: Mutex<Offering>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Offering {
+    By(ThreadId),
+    Refused,
+    Over,
 }
 
 impl Pending {
     pub(crate) fn new(done: Done, guard: InFlightGuard) -> Arc<Self> {
         Arc::new(Self {
             waiting: Mutex::new(Some((done, guard))),
+            offering: Mutex::new(Offering::By(std::thread::current().id())),
         })
+    }
+
+    /// Handing over has ended. The error says that the message was not taken and the callback was taken back.
+    pub(crate) fn offered(&self) -> Result<(), String> {
+        match std::mem::replace(&mut *self.offering.lock(), Offering::Over) {
+            Offering::By(_) | Offering::Over => Ok(()),
+            Offering::Refused => Err("the replica does not take entries".to_owned()),
+        }
+    }
+
+    fn is_inside_the_call(&self) -> bool {
+        *self.offering.lock() == Offering::By(std::thread::current().id())
     }
 
     /// Takes the callback back: it will not be called.
     pub(crate) fn disarm(&self) {
+        *self.offering.lock() = Offering::Refused;
         drop(self.waiting.lock().take());
     }
 
     fn answer(&self, result: Result<Committed, ProposeError>) {
+        if self.is_inside_the_call() {
+            return self.disarm();
+        }
         let waiting = self.waiting.lock().take();
         if let Some((done, guard)) = waiting {
             drop(guard);
@@ -243,10 +273,21 @@ mod tests {
     fn a_proposal_that_dies_with_the_core_is_answered_once_as_unknown() {
         let in_flight = Arc::new(InFlight::default());
         let (calls, done) = counting();
-        let guard = in_flight.enter(10, 4, 100).unwrap();
-        drop(ProposalResponder::new(Pending::new(done, guard)));
+        let pending = Pending::new(done, in_flight.enter(10, 4, 100).unwrap());
+        assert!(pending.offered().is_ok());
+        drop(ProposalResponder::new(pending));
         assert_eq!(calls.load(Ordering::SeqCst), 1);
         assert_eq!(in_flight.entries(), 0);
+    }
+
+    #[test]
+    fn a_proposal_that_is_dropped_while_it_is_handed_over_is_refused_and_not_answered() {
+        let in_flight = Arc::new(InFlight::default());
+        let (calls, done) = counting();
+        let pending = Pending::new(done, in_flight.enter(10, 4, 100).unwrap());
+        drop(ProposalResponder::new(Arc::clone(&pending)));
+        assert!(pending.offered().is_err());
+        assert_eq!((calls.load(Ordering::SeqCst), in_flight.entries()), (0, 0));
     }
 
     #[test]

@@ -170,13 +170,8 @@ impl Replica {
         });
         // The core's queue is longer than what may be in flight, so it takes the message at the first poll.
         match tokio::task::unconstrained(&mut write).now_or_never() {
-            Some(Ok(())) => Ok(()),
-            Some(Err(_)) => {
-                pending.disarm();
-                Err(ProposeError::Unavailable(
-                    "the replica does not take entries".to_owned(),
-                ))
-            }
+            Some(Ok(())) => {}
+            Some(Err(_)) => pending.disarm(),
             // The core is going. openraft's calls must not be dropped while they wait for its end: a later one would
             // panic. The answer comes from the responder, whatever happens to the message.
             None => {
@@ -186,9 +181,9 @@ impl Replica {
                         tracing::debug!(%error, "proposal was not taken");
                     }
                 });
-                Ok(())
             }
         }
+        pending.offered().map_err(ProposeError::Unavailable)
     }
 
     /// Batches that hold the messages `from..upto`, from the batch that contains `from` on, never beyond what is
