@@ -71,7 +71,7 @@ pub struct Global {
     #[arg(long, global = true, value_name = "FILE", conflicts_with = "password")]
     pub password_file: Option<PathBuf>,
     /// Longest wait for an answer.
-    #[arg(long, global = true, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    #[arg(long, global = true, value_name = "TIME", default_value = "45s", value_parser = parse_duration)]
     pub timeout: Duration,
     /// Print results as JSON, one object per line.
     #[arg(long, global = true)]

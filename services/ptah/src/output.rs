@@ -96,7 +96,8 @@ pub fn table<const N: usize>(header: [&str; N]) -> Table {
 pub fn table_text(table: &Table) -> String {
     let mut text = String::new();
     for line in table.lines() {
-        text.push_str(line.trim_end());
+        // The table pads both sides of every cell.
+        text.push_str(line.strip_prefix(' ').unwrap_or(&line).trim_end());
         text.push('\n');
     }
     text

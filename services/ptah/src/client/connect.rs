@@ -49,12 +49,10 @@ impl FromStr for ServerAddress {
             ));
         }
         let invalid = || format!("server `{text}` is not an address; write it like 127.0.0.1:{DEFAULT_PORT}");
+        // `::1` is an address without a port, `[::1]` as well.
+        let is_bare = plain.ends_with(']') || (!plain.starts_with('[') && plain.matches(':').count() > 1);
         let (host, port) = match plain.rsplit_once(':') {
-            Some((host, port))
-                if !plain.ends_with(']') && !(host.contains(':') && !host.starts_with('[')) =>
-            {
-                (host, port.parse().map_err(|_| invalid())?)
-            }
+            Some((host, port)) if !is_bare => (host, port.parse().map_err(|_| invalid())?),
             _ => (plain, DEFAULT_PORT),
         };
         let host = host.trim_start_matches('[').trim_end_matches(']');

@@ -164,7 +164,7 @@ fn put_varint(buffer: &mut impl bytes::BufMut, mut value: u64) {
 
 const fn varint_len(value: u64) -> usize {
     // Seven bits to a byte, and at least one byte.
-    ((64 - (value | 1).leading_zeros() as usize) + 6) / 7
+    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
 #[cfg(test)]

@@ -50,7 +50,12 @@ pub struct UpArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "root_password")]
     pub root_password_file: Option<PathBuf>,
     /// What is logged to stderr: a level, or levels by module such as `info,ptah_raft=debug`.
-    #[arg(long, env = "PTAH_LOG", default_value = "warn", value_name = "FILTER")]
+    #[arg(
+        long,
+        env = "PTAH_LOG",
+        default_value = "warn,openraft=error",
+        value_name = "FILTER"
+    )]
     pub log: String,
     /// Form of log lines.
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]

@@ -27,6 +27,10 @@ const LEAST_STOP: Duration = Duration::from_secs(3);
 /// What tasks and the monitor pages get on top.
 const TASKS_STOP: Duration = Duration::from_secs(2);
 
+/// Longest wait for the control plane before storage nodes are started, and the pause between two looks.
+const DECIDE_TIMEOUT: Duration = Duration::from_secs(10);
+const DECIDE_PAUSE: Duration = Duration::from_millis(2);
+
 /// What to start, and where.
 pub(super) struct Plan {
     pub(super) data_dir: DataDir,
@@ -104,6 +108,7 @@ impl Cluster {
         identity::check(&plan.identities, cluster)?;
         self.cluster_id = cluster.to_string();
         self.start_control_plane(plan, &secret).await?;
+        self.until_control_plane_decides().await;
         self.start_storage_nodes(plan, &secret).await?;
         self.start_gateway(plan, &secret).await?;
         drop(all);
@@ -154,6 +159,21 @@ impl Cluster {
         let deps = ptah_control_plane::Deps::from_shell(shell, self.networks.inner());
         let running = ptah_control_plane::start(config, deps).await;
         self.add("control-plane", running)
+    }
+
+    /// Storage nodes ask the control plane first thing; one that cannot decide yet would only make them complain. When it
+    /// takes too long, they are told why themselves.
+    async fn until_control_plane_decides(&self) {
+        let until = Instant::now() + DECIDE_TIMEOUT;
+        let is_waiting = || {
+            self.health
+                .not_ready()
+                .iter()
+                .any(|part| part.component.starts_with("control-plane/"))
+        };
+        while is_waiting() && Instant::now() < until {
+            tokio::time::sleep(DECIDE_PAUSE).await;
+        }
     }
 
     async fn start_storage_nodes(&mut self, plan: &Plan, secret: &Secret) -> Result<(), Failure> {

@@ -5,8 +5,9 @@ use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
+use tempfile::NamedTempFile;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::process::{Child, ChildStdout, Command};
 
 /// Longest wait for anything.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
@@ -15,7 +16,8 @@ pub(crate) const SOON: Duration = Duration::from_secs(60);
 pub(crate) struct Up {
     child: Child,
     stdout: BufReader<ChildStdout>,
-    stderr: ChildStderr,
+    /// A file and not a pipe: nobody reads along, and a full pipe would stop the process.
+    stderr: NamedTempFile,
     pub(crate) ready: Value,
 }
 
@@ -53,16 +55,15 @@ impl Up {
     /// Starts a cluster with exactly these options.
     pub(crate) async fn start_with(data_dir: &Path, words: &[&str]) -> Self {
         let mut up = command(&["up", "--json", "--data-dir"]);
-        up.arg(data_dir).args(words);
+        let stderr = NamedTempFile::new().unwrap();
+        up.arg(data_dir).args(words).stderr(stderr.reopen().unwrap());
         let mut child = up.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut stderr = child.stderr.take().unwrap();
         let mut line = String::new();
         let read = tokio::time::timeout(SOON, stdout.read_line(&mut line)).await;
         if !matches!(read, Ok(Ok(len)) if len > 0) {
             child.start_kill().unwrap();
-            let mut told = String::new();
-            stderr.read_to_string(&mut told).await.unwrap();
+            let told = std::fs::read_to_string(stderr.path()).unwrap();
             panic!("`ptah up` did not become ready: {told}");
         }
         let ready = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
@@ -92,8 +93,7 @@ impl Up {
             .await
             .expect("`ptah up` ends")
             .unwrap();
-        let mut told = String::new();
-        self.stderr.read_to_string(&mut told).await.unwrap();
+        let told = std::fs::read_to_string(self.stderr.path()).unwrap();
         let mut rest = String::new();
         self.stdout.read_to_string(&mut rest).await.unwrap();
         assert_eq!(rest, "", "stdout has the ready line and nothing else");

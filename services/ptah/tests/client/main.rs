@@ -1,5 +1,7 @@
 //! The client commands against a server that can be told to misbehave.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod server;
 
 use std::net::SocketAddr;
