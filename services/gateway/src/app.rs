@@ -14,6 +14,7 @@ use tracing::info;
 use crate::append::{AppendParts, Appends};
 use crate::auth::Auth;
 use crate::catalog::Catalog;
+use crate::catalog::file::CatalogFile;
 use crate::catalog::sync::CatalogSync;
 use crate::cluster::Cluster;
 use crate::config::Config;
@@ -21,6 +22,7 @@ use crate::consume::budget::ConsumeBudget;
 use crate::consume::{ConsumeParts, Consumer};
 use crate::control::Control;
 use crate::grpc::append_link::GrpcAppends;
+use crate::grpc::catalog_file::CODEC;
 use crate::grpc::deliver_link::GrpcDeliveries;
 use crate::grpc::metadata::GrpcMetadata;
 use crate::grpc::nodes::GrpcNodes;
@@ -71,119 +73,46 @@ pub struct Gateway {
     tasks: Tasks,
 }
 
+/// Parts that the others stand on.
+struct Base {
+    config: Config,
+    tasks: Tasks,
+    metrics: GatewayMetrics,
+    ports: Ports,
+    channels: Channels,
+    catalog: Catalog,
+    routing: Routing,
+    nodes: Arc<GrpcNodes>,
+}
+
 /// Starts a gateway. It answers when its listener is bound; [`Gateway::ready`] tells when it is of use.
 pub async fn start(config: Config, deps: Deps) -> anyhow::Result<Gateway> {
     let tasks = deps.tasks.child("gateway");
-    let streams = tasks.child("streams");
-    let metrics = GatewayMetrics::new(&deps.metrics);
     let secret = ClusterSecret::new(&config.cluster.secret).context("read `cluster.secret`")?;
     let channels = Channels::new(Arc::clone(&deps.network), secret);
     let listener = bind(&*deps.network, "grpc_listen", &config.grpc_listen).await?;
-
-    let catalog = Catalog::new();
-    let routing = Routing::new();
-    let random = Arc::clone(&deps.ports.random);
-    let nodes = Arc::new(GrpcNodes {
-        channels: channels.clone(),
-        gateway: config.name.clone(),
-    });
-    let metadata = Arc::new(GrpcMetadata {
-        channels: channels.clone(),
-        address: config.metadata_address.clone(),
-    });
-    let cluster_id = follow_cluster_id(&tasks, Arc::clone(&metadata));
-    let sync = CatalogSync {
-        catalog: catalog.clone(),
-        source: metadata,
-        random: Arc::clone(&random),
-        component: deps.health.component("catalog"),
-        metrics: metrics.catalog.clone(),
-    };
-    tasks.spawn("catalog", sync.run(tasks.stopping()));
-    let watch = NodeWatch {
-        routing: routing.clone(),
-        catalog: catalog.clone(),
-        source: Arc::clone(&nodes) as _,
-        random: Arc::clone(&random),
-        metrics: metrics.routing.clone(),
-    };
-    tasks.spawn(
-        "routing",
-        watch.run(
-            tasks.child("routing"),
-            deps.health.component("routing"),
-            tasks.stopping(),
-        ),
-    );
-
-    let appends = Appends::new(AppendParts {
-        settings: config.append_settings(),
-        routing: routing.clone(),
-        catalog: catalog.clone(),
-        transport: Arc::new(GrpcAppends {
+    let base = Base {
+        metrics: GatewayMetrics::new(&deps.metrics),
+        ports: deps.ports,
+        catalog: Catalog::new(),
+        routing: Routing::new(),
+        nodes: Arc::new(GrpcNodes {
             channels: channels.clone(),
             gateway: config.name.clone(),
         }),
-        random: Arc::clone(&random),
-        metrics: metrics.append.clone(),
-        tasks: tasks.child("append"),
-    });
-    tasks.spawn("append-catalog", appends.clone().follow_catalog(tasks.stopping()));
-    let leaders = Leaders {
-        routing: routing.clone(),
-        catalog: catalog.clone(),
-        random: Arc::clone(&random),
-        calls: nodes,
+        channels,
+        tasks,
+        config,
     };
-    let addresses = config.control_plane_addresses.0.clone();
-    let control = Control::new(channels.clone(), addresses, Arc::clone(&random), catalog.clone());
-    let consumer = Consumer::new(ConsumeParts {
-        settings: config.consume_settings(),
-        budget: ConsumeBudget::new(config.consume.budget_bytes),
-        leaders: leaders.clone(),
-        control: control.clone(),
-        transport: Arc::new(GrpcDeliveries {
-            channels,
-            gateway: config.name.clone(),
-        }),
-        random: Arc::clone(&random),
-        metrics: metrics.consume.clone(),
-        tasks: tasks.child("consume"),
-    });
-    let services = Services {
-        auth: Auth::new(
-            catalog.clone(),
-            config.auth_settings(),
-            &deps.ports,
-            metrics.auth.clone(),
-        ),
-        producer: Producer::new(
-            catalog.clone(),
-            appends.clone(),
-            metrics.produce.clone(),
-            config.in_flight_limit(),
-        ),
-        consumer,
-        stations: Stations {
-            catalog: catalog.clone(),
-            control: control.clone(),
-            leaders,
-            create_deadline: Duration::from_millis(config.create_deadline_ms),
-        },
-        cluster: Cluster {
-            catalog,
-            routing,
-            control,
-            cluster_id,
-        },
-        tasks: streams.clone(),
-        produce_metrics: metrics.produce,
-        consume_metrics: metrics.consume,
-    };
-    let server = Server::public(MessageBudget::new(config.produce.budget_bytes))
+    let cluster_id = base.follow_metadata(&deps.health).await;
+    base.follow_nodes(&deps.health);
+    let appends = base.appends();
+    let streams = base.tasks.child("streams");
+    let services = base.services(appends.clone(), cluster_id, streams.clone());
+    let server = Server::public(MessageBudget::new(base.config.produce.budget_bytes))
         .metrics(&deps.metrics)
         .health(&deps.health);
-    let server = grpc::add_to(server, services).serve(listener, &tasks);
+    let server = grpc::add_to(server, services).serve(listener, &base.tasks);
     let address = server.local_addr();
     deps.health.set_address("grpc", address);
     info!(%address, "listening");
@@ -193,8 +122,130 @@ pub async fn start(config: Config, deps: Deps) -> anyhow::Result<Gateway> {
         server,
         appends,
         streams,
-        tasks,
+        tasks: base.tasks,
     })
+}
+
+impl Base {
+    /// Fills the catalog, first from its file. Returns where the cluster's id will be told.
+    async fn follow_metadata(&self, health: &Health) -> watch::Receiver<String> {
+        let stopping = || self.tasks.stopping();
+        if !self.config.catalog_file.as_os_str().is_empty() {
+            let file = CatalogFile {
+                path: self.config.catalog_file.clone(),
+                codec: CODEC,
+                blocking: self.ports.blocking,
+            };
+            file.restore(&self.catalog).await;
+            self.tasks
+                .spawn("catalog-file", file.follow(self.catalog.clone(), stopping()));
+        }
+        let metadata = Arc::new(GrpcMetadata {
+            channels: self.channels.clone(),
+            address: self.config.metadata_address.clone(),
+        });
+        let cluster_id = follow_cluster_id(&self.tasks, Arc::clone(&metadata));
+        let sync = CatalogSync {
+            catalog: self.catalog.clone(),
+            source: metadata,
+            random: Arc::clone(&self.ports.random),
+            component: health.component("catalog"),
+            metrics: self.metrics.catalog.clone(),
+        };
+        self.tasks.spawn("catalog", sync.run(stopping()));
+        cluster_id
+    }
+
+    fn follow_nodes(&self, health: &Health) {
+        let watch = NodeWatch {
+            routing: self.routing.clone(),
+            catalog: self.catalog.clone(),
+            source: Arc::clone(&self.nodes) as _,
+            random: Arc::clone(&self.ports.random),
+            metrics: self.metrics.routing.clone(),
+        };
+        let (tasks, component) = (self.tasks.child("routing"), health.component("routing"));
+        self.tasks
+            .spawn("routing", watch.run(tasks, component, self.tasks.stopping()));
+    }
+
+    fn appends(&self) -> Appends {
+        let appends = Appends::new(AppendParts {
+            settings: self.config.append_settings(),
+            routing: self.routing.clone(),
+            catalog: self.catalog.clone(),
+            transport: Arc::new(GrpcAppends {
+                channels: self.channels.clone(),
+                gateway: self.config.name.clone(),
+            }),
+            random: Arc::clone(&self.ports.random),
+            metrics: self.metrics.append.clone(),
+            tasks: self.tasks.child("append"),
+        });
+        let follow = appends.clone().follow_catalog(self.tasks.stopping());
+        self.tasks.spawn("append-catalog", follow);
+        appends
+    }
+
+    fn services(&self, appends: Appends, cluster_id: watch::Receiver<String>, streams: Tasks) -> Services {
+        let (config, metrics, catalog) = (&self.config, &self.metrics, &self.catalog);
+        let leaders = Leaders {
+            routing: self.routing.clone(),
+            catalog: catalog.clone(),
+            random: Arc::clone(&self.ports.random),
+            calls: Arc::clone(&self.nodes) as _,
+        };
+        let addresses = config.control_plane_addresses.0.clone();
+        let control = Control::new(
+            self.channels.clone(),
+            addresses,
+            Arc::clone(&self.ports.random),
+            catalog.clone(),
+        );
+        let consumer = Consumer::new(ConsumeParts {
+            settings: config.consume_settings(),
+            budget: ConsumeBudget::new(config.consume.budget_bytes),
+            leaders: leaders.clone(),
+            control: control.clone(),
+            transport: Arc::new(GrpcDeliveries {
+                channels: self.channels.clone(),
+                gateway: config.name.clone(),
+            }),
+            random: Arc::clone(&self.ports.random),
+            metrics: metrics.consume.clone(),
+            tasks: self.tasks.child("consume"),
+        });
+        Services {
+            auth: Auth::new(
+                catalog.clone(),
+                config.auth_settings(),
+                &self.ports,
+                metrics.auth.clone(),
+            ),
+            producer: Producer::new(
+                catalog.clone(),
+                appends,
+                metrics.produce.clone(),
+                config.in_flight_limit(),
+            ),
+            consumer,
+            stations: Stations {
+                catalog: catalog.clone(),
+                control: control.clone(),
+                leaders,
+                create_deadline: Duration::from_millis(config.create_deadline_ms),
+            },
+            cluster: Cluster {
+                catalog: catalog.clone(),
+                routing: self.routing.clone(),
+                control,
+                cluster_id,
+            },
+            tasks: streams,
+            produce_metrics: metrics.produce.clone(),
+            consume_metrics: metrics.consume.clone(),
+        }
+    }
 }
 
 /// Asks for the cluster's id until it is told.

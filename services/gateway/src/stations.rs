@@ -244,7 +244,7 @@ impl Stations {
         name: &StationName,
     ) -> Result<(Arc<Station>, Vec<PartitionStatus>), GatewayError> {
         authorize(principal, Action::Describe, Some(name))?;
-        let station = self.catalog.station(tenant, name)?;
+        let station = self.catalog.station_soon(tenant, name).await?;
         let mut partitions: Vec<_> = station
             .all_partitions()
             .map(|number| self.placed(&station, number))

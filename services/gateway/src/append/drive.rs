@@ -8,8 +8,9 @@ use ptah_types::NodeId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::answer::Reason;
 use super::link::LinkStatus;
-use super::partition::{PartitionAppender, Reason};
+use super::partition::PartitionAppender;
 use crate::routing::Route;
 
 /// Looks again at least this often, whatever was told.

@@ -4,6 +4,7 @@
 //! often the gateway sends it; a message is answered once, and as stored only after its partition's majority has it.
 //! Not here: choosing the partition ([`crate::produce`]), the wire ([`crate::grpc`]).
 
+mod answer;
 mod build;
 mod drive;
 pub mod link;

@@ -215,7 +215,8 @@ impl<T> Pipeline<T> {
             return consequence;
         }
         if let Some(front) = self.entries.front_mut() {
-            front.maybe_stored = before || matches!(effect, RefusalEffect::Unknown);
+            front.maybe_stored =
+                before || matches!(effect, RefusalEffect::Unknown | RefusalEffect::Forgotten);
         }
         consequence.new_session = match effect {
             RefusalEffect::Retry | RefusalEffect::Unknown => false,
@@ -293,3 +294,6 @@ impl<T> Pipeline<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 //! Everything that moves messages asks here and never the store, so that it works while the store is down. The copy is
 //! filled by [`sync`] and can start from a copy on disk.
 
+pub mod file;
 pub mod sync;
 mod view;
 
@@ -16,6 +17,9 @@ use tokio::sync::watch;
 use crate::error::GatewayError;
 
 pub use view::{CatalogView, ConsumerGroup, Station};
+
+/// What another gateway was told is known here after this time, unless metadata is down.
+const NEWS_LIMIT: Duration = Duration::from_millis(300);
 
 /// Cheap handle on the catalog.
 #[derive(Clone)]
@@ -71,6 +75,21 @@ impl Catalog {
             tenant: tenant.to_string(),
             station: name.display().to_owned(),
         })
+    }
+
+    /// The same, but a station that was made through another gateway a moment ago is waited for.
+    pub async fn station_soon(
+        &self,
+        tenant: &TenantName,
+        name: &StationName,
+    ) -> Result<Arc<Station>, GatewayError> {
+        if let Ok(station) = self.station(tenant, name) {
+            return Ok(station);
+        }
+        let _found = self
+            .wait_for(NEWS_LIMIT, |view| view.station(tenant, name).map(|_| ()))
+            .await;
+        self.station(tenant, name)
     }
 
     /// How far the catalog is.

@@ -83,6 +83,9 @@ impl CatalogSync {
     /// Runs until told to stop.
     pub async fn run(self, stopping: Stopping) {
         let mut backoff = FIRST_BACKOFF;
+        if self.catalog.position().loaded {
+            self.component.ready();
+        }
         while !stopping.is_stopping() {
             let before = self.catalog.position();
             let ended = tokio::select! {

@@ -133,7 +133,7 @@ impl Session {
     }
 }
 
-impl super::session::State {
+impl super::state::State {
     /// Another node leads now. What was delivered is still sent; the old leader's leases mean nothing any more.
     fn leave_old_leader(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else {

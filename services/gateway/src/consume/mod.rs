@@ -7,45 +7,42 @@
 pub mod budget;
 pub mod credit;
 mod drive;
+mod group;
 pub mod link;
 pub mod outbox;
 mod pull;
 pub mod session;
 mod slot;
+mod state;
+mod unary;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::{StreamExt as _, TryStreamExt as _};
 use parking_lot::Mutex;
-use ptah_partition::{BatchView, SequenceRange};
+use ptah_partition::BatchView;
 use ptah_rpc::records::ConsumerGroupConfig;
 use ptah_service::{Random, Tasks};
-use ptah_types::{
-    Action, ConsumerGroupId, GroupName, NodeId, PartitionNumber, Principal, RaftGroupId, StationName,
-    TenantName, authorize,
-};
+use ptah_types::{ConsumerGroupId, GroupName, NodeId, RaftGroupId, StationName, TenantName};
 
 use crate::catalog::{Catalog, Station};
 use crate::control::Control;
-use crate::error::GatewayError;
-use crate::leaders::{Leaders, ReadRange};
+use crate::leaders::Leaders;
 use crate::metrics::ConsumeMetrics;
 use crate::routing::Routing;
 
-use budget::{ConsumeBudget, Reservation};
+use budget::ConsumeBudget;
 pub use credit::Amount;
 use link::{DeliverLink, DeliverTransport, LinkRunner, LinkStatus};
 pub use outbox::GroupOnPartition;
 pub use pull::PullLimits;
 pub use session::{ConsumeEvent, Session, SessionSpec};
 pub use slot::DeliveredRun;
+pub use unary::ReadAnswer;
 
 /// Partitions that are prepared at the same time.
 const CONCURRENT_PARTITIONS: usize = 16;
-/// Consumer groups that are remembered as being on all their partitions; more are asked for again.
-const MAX_ENSURED: usize = 16_384;
 /// A delivery waits at most this long for its client, whatever the group's ack deadline is.
 const LONGEST_HOLD: Duration = Duration::from_secs(15);
 
@@ -174,17 +171,6 @@ pub struct StoredMessages {
     pub next_sequence: u64,
 }
 
-/// What was read, with the memory that it takes.
-#[derive(Debug)]
-pub struct ReadAnswer {
-    /// Partition.
-    pub partition: PartitionNumber,
-    /// Messages.
-    pub stored: StoredMessages,
-    /// To be held until the answer has left.
-    pub memory: Arc<Reservation>,
-}
-
 impl Consumer {
     /// A consume path without streams.
     pub fn new(parts: ConsumeParts) -> Self {
@@ -218,101 +204,6 @@ impl Consumer {
         &self.shared.budget
     }
 
-    /// Makes sure that the group exists and is on every partition of its station, and says where it is.
-    pub async fn ready(
-        &self,
-        principal: &Principal,
-        request: &GroupRequest,
-    ) -> Result<ReadyGroup, GatewayError> {
-        authorize(principal, Action::Consume, Some(&request.station))?;
-        let station = self.shared.catalog.station(&request.tenant, &request.station)?;
-        let wanted = wanted_partitions(&station, &request.partitions)?;
-        let known = self
-            .shared
-            .catalog
-            .with(|view| view.group(station.record.id, &request.group).cloned());
-        let (id, config) = match known {
-            Some(group) => (group.id, group.config),
-            None => self.control.ensure_consumer_group(principal, request).await?,
-        };
-        let all = station
-            .all_partitions()
-            .map(|partition| self.on_partition(&station, partition, id));
-        let all = all.collect::<Result<Vec<_>, _>>()?;
-        self.ensure_on(&all, request, config).await?;
-        let partitions = all
-            .into_iter()
-            .filter(|group| wanted.contains(&group.partition.partition))
-            .collect();
-        Ok(ReadyGroup {
-            station,
-            config,
-            partitions,
-        })
-    }
-
-    fn on_partition(
-        &self,
-        station: &Station,
-        partition: PartitionNumber,
-        consumer_group: ConsumerGroupId,
-    ) -> Result<GroupOnPartition, GatewayError> {
-        let raft_group = self
-            .shared
-            .catalog
-            .with(|view| view.raft_group(station.record.id, partition));
-        let raft_group = raft_group.ok_or_else(|| GatewayError::NotPlaced {
-            station: station.record.name.display().to_owned(),
-            partition: partition.get(),
-        })?;
-        Ok(GroupOnPartition {
-            partition: station.partition_key(partition),
-            raft_group,
-            consumer_group,
-        })
-    }
-
-    /// Puts the group on the partitions where this gateway has not seen it yet. All must have it before the first message
-    /// is read, or a group that starts at the end would start at different moments.
-    async fn ensure_on(
-        &self,
-        partitions: &[GroupOnPartition],
-        request: &GroupRequest,
-        config: ConsumerGroupConfig,
-    ) -> Result<(), GatewayError> {
-        let missing: Vec<_> = {
-            let ensured = self.ensured.lock();
-            let is_missing =
-                |group: &&GroupOnPartition| !ensured.contains(&(group.consumer_group, group.raft_group));
-            partitions.iter().filter(is_missing).cloned().collect()
-        };
-        let calls = missing.into_iter().map(|group| async move {
-            let what = format!(
-                "make consumer group `{}` on partition {} of station `{}`",
-                request.group, group.partition.partition, request.station
-            );
-            let calls = &self.leaders.calls;
-            let call = |address: String| {
-                let (calls, group, name) = (Arc::clone(calls), group.clone(), request.group.clone());
-                Box::pin(async move { calls.ensure_group(address, group, name, config).await }) as _
-            };
-            let () = self
-                .leaders
-                .at_leader(group.raft_group, self.shared.settings.ack_deadline, &what, call)
-                .await?;
-            let mut ensured = self.ensured.lock();
-            if ensured.len() >= MAX_ENSURED {
-                ensured.clear();
-            }
-            ensured.insert((group.consumer_group, group.raft_group));
-            Ok::<_, GatewayError>(())
-        });
-        futures_util::stream::iter(calls)
-            .buffer_unordered(CONCURRENT_PARTITIONS)
-            .try_collect()
-            .await
-    }
-
     /// Starts a stream.
     pub fn open(&self, group: &ReadyGroup) -> Arc<Session> {
         let ack_deadline = Duration::from_millis(u64::from(group.config.ack_deadline_ms));
@@ -327,130 +218,4 @@ impl Consumer {
         self.shared.tasks.spawn("consume", drive);
         session
     }
-
-    /// Acknowledges; answers when all partitions have it on a majority.
-    pub async fn ack(
-        &self,
-        principal: &Principal,
-        request: &GroupRequest,
-        acks: Vec<(u32, Vec<SequenceRange>)>,
-    ) -> Result<(), GatewayError> {
-        authorize(principal, Action::Consume, Some(&request.station))?;
-        let station = self.shared.catalog.station(&request.tenant, &request.station)?;
-        let known = self
-            .shared
-            .catalog
-            .with(|view| view.group(station.record.id, &request.group).cloned());
-        let id = match known {
-            Some(group) => group.id,
-            None => {
-                return Err(GatewayError::Remote {
-                    kind: ptah_types::ErrorKind::NotFound,
-                    message: format!(
-                        "consumer group `{}` not found on station `{}`; read with it first",
-                        request.group, request.station
-                    )
-                    .into(),
-                    retry_after: None,
-                });
-            }
-        };
-        let mut calls = Vec::new();
-        for (number, ranges) in acks {
-            let partition = partition_of(&station, number)?;
-            calls.push(self.ack_partition(self.on_partition(&station, partition, id)?, ranges, request));
-        }
-        futures_util::stream::iter(calls)
-            .buffer_unordered(CONCURRENT_PARTITIONS)
-            .try_collect()
-            .await
-    }
-
-    async fn ack_partition(
-        &self,
-        group: GroupOnPartition,
-        ranges: Vec<SequenceRange>,
-        request: &GroupRequest,
-    ) -> Result<(), GatewayError> {
-        let what = format!(
-            "acknowledge on partition {} of station `{}`",
-            group.partition.partition, request.station
-        );
-        self.shared
-            .metrics
-            .acks
-            .inc_by(ranges.iter().map(|range| range.count()).sum());
-        let call = |address: String| {
-            let (calls, group, ranges) = (Arc::clone(&self.leaders.calls), group.clone(), ranges.clone());
-            Box::pin(async move { calls.ack(address, group, ranges).await }) as _
-        };
-        self.leaders
-            .at_leader(group.raft_group, self.shared.settings.ack_deadline, &what, call)
-            .await
-    }
-
-    /// Reads stored messages by sequence.
-    pub async fn read(
-        &self,
-        principal: &Principal,
-        tenant: &TenantName,
-        name: &StationName,
-        number: u32,
-        from_sequence: u64,
-        max_messages: u32,
-    ) -> Result<ReadAnswer, GatewayError> {
-        authorize(principal, Action::Consume, Some(name))?;
-        let station = self.shared.catalog.station(tenant, name)?;
-        let partition = partition_of(&station, number)?;
-        let group = self
-            .on_partition(&station, partition, ConsumerGroupId::new(1).expect("1 is not 0"))?
-            .raft_group;
-        let range = ReadRange {
-            partition: station.partition_key(partition),
-            group,
-            from_sequence,
-            max_messages,
-            max_bytes: self.shared.settings.answer_bytes,
-        };
-        let largest = (self.shared.settings.answer_bytes).max(station.record.max_message_bytes);
-        let memory = self
-            .shared
-            .budget
-            .reserve(usize::try_from(largest).unwrap_or(usize::MAX))
-            .await;
-        let what = format!("read partition {partition} of station `{name}`");
-        let call = |address: String| {
-            let (calls, range) = (Arc::clone(&self.leaders.calls), range.clone());
-            Box::pin(async move { calls.read(address, range).await }) as _
-        };
-        let stored = self
-            .leaders
-            .at_leader(group, self.shared.settings.ack_deadline, &what, call)
-            .await?;
-        Ok(ReadAnswer {
-            partition,
-            stored,
-            memory: Arc::new(memory),
-        })
-    }
-}
-
-fn partition_of(station: &Station, number: u32) -> Result<PartitionNumber, GatewayError> {
-    station
-        .partition(number)
-        .ok_or_else(|| GatewayError::PartitionNotFound {
-            station: station.record.name.display().to_owned(),
-            partition: number,
-            partitions: station.partitions.get(),
-        })
-}
-
-fn wanted_partitions(station: &Station, numbers: &[u32]) -> Result<BTreeSet<PartitionNumber>, GatewayError> {
-    if numbers.is_empty() {
-        return Ok(station.all_partitions().collect());
-    }
-    numbers
-        .iter()
-        .map(|number| partition_of(station, *number))
-        .collect()
 }

@@ -51,13 +51,14 @@ impl MessageService for MessageApi {
             let tenant = caller.tenant(&request.tenant)?;
             let station = request.station.parse()?;
             let producer = &self.0.producer;
-            let mut call = producer.open(
+            let call = producer.open(
                 &caller.principal,
                 &tenant,
                 &station,
                 &request.producer,
                 Door::GRPC,
-            )?;
+            );
+            let mut call = call.await?;
             call.submit(request.messages.into_iter().map(new_message).collect(), permit)
                 .await?;
             call.replies().finish();

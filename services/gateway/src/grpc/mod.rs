@@ -4,6 +4,7 @@
 //! Inner side: [`append_link`], [`deliver_link`] and [`nodes`] speak to storage nodes, [`metadata`] to the store.
 
 pub mod append_link;
+pub mod catalog_file;
 mod cluster;
 mod consume_stream;
 mod convert;

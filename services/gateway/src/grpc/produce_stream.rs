@@ -119,13 +119,16 @@ impl Reader {
         };
         let tenant = self.caller.tenant(&open.tenant)?;
         let station = open.station.parse()?;
-        self.services.producer.open(
-            &self.caller.principal,
-            &tenant,
-            &station,
-            &open.producer,
-            Door::GRPC,
-        )
+        let producer = &self.services.producer;
+        producer
+            .open(
+                &self.caller.principal,
+                &tenant,
+                &station,
+                &open.producer,
+                Door::GRPC,
+            )
+            .await
     }
 
     async fn read(&mut self, call: &mut ProduceCall) -> Result<(), GatewayError> {

@@ -82,7 +82,7 @@ impl Producer {
     }
 
     /// Opens a call: the station is there and the caller may write to it.
-    pub fn open(
+    pub async fn open(
         &self,
         principal: &Principal,
         tenant: &TenantName,
@@ -99,7 +99,7 @@ impl Producer {
             });
         }
         let looked_up = self.catalog.position().changes;
-        let station = self.catalog.station(tenant, station)?;
+        let station = self.catalog.station_soon(tenant, station).await?;
         let origin = Origin {
             subject: station.record.name.display().into(),
             producer: Some(producer).filter(|name| !name.is_empty()).map(Into::into),

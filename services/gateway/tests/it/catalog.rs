@@ -228,3 +228,33 @@ async fn the_cluster_is_shown_without_control_plane_and_says_so() {
         status.troubles
     );
 }
+
+#[tokio::test]
+async fn a_gateway_starts_from_its_file_while_metadata_is_down() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("catalog");
+    let mut cluster = cluster()
+        .config(|config| config.catalog_file = file.clone())
+        .start()
+        .await;
+    cluster.station("orders", 2).await;
+    let first = std::fs::metadata(&file).map(|meta| meta.len()).unwrap_or(0);
+    until("the station is in the file", || {
+        std::fs::metadata(&file).is_ok_and(|meta| meta.len() > first)
+    })
+    .await;
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600, "it holds password hashes");
+    cluster.metadata.down.send_replace(true);
+    cluster.control.down.send_replace(true);
+    cluster.stop_gateway(crate::support::LIMIT).await;
+    cluster.start_gateway().await;
+    let results = cluster.produce("orders", vec![message("a")]).await;
+    assert_eq!(stored(&results[0]).1, 1);
+    // What changed in the meantime comes with the watch, from where the file ends.
+    let lists = cluster.metadata.lists();
+    cluster.control.make(&wanted("while-down"));
+    cluster.metadata.down.send_replace(false);
+    until_listed(&cluster, &["orders", "while-down"]).await;
+    assert_eq!(cluster.metadata.lists(), lists, "nothing was listed again");
+}

@@ -297,3 +297,47 @@ async fn random_faults(seed: u64) {
     check(&cluster, group, &results, 700);
     assert!(all_stored(&results), "seed {seed}: {results:?}");
 }
+
+#[tokio::test]
+async fn a_gateway_that_stops_stores_what_it_accepted_and_says_so() {
+    let mut cluster = cluster().start().await;
+    let group = cluster.station("orders", 1).await[0];
+    let stream = cluster.produce_stream("orders").await;
+    stream.send(vec![partition_1("0")]).await;
+    until("the way is open", || cluster.world.payloads(group).len() == 1).await;
+    cluster
+        .world
+        .with(|state| state.groups.get_mut(&group).unwrap().hold = true);
+    stream
+        .send((1..50).map(|n| partition_1(&n.to_string())).collect())
+        .await;
+    until("the batch is in flight", || {
+        cluster.world.with(|state| state.groups[&group].appends_seen) >= 2
+    })
+    .await;
+    let world = cluster.world.clone();
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        world.release(group);
+    };
+    let mut results = BTreeMap::new();
+    let mut responses = stream.responses;
+    let read = async {
+        // The stream ends by itself, without its client having said that it ends.
+        while let Ok(Some(response)) = responses.message().await {
+            if let Some(api::produce_stream_response::Response::Results(told)) = response.response {
+                for result in told.results {
+                    for offset in 0..u64::from(result.count) {
+                        let single = crate::support::single(&result, offset);
+                        results.insert(single.first, single);
+                    }
+                }
+            }
+        }
+    };
+    let requests = stream.requests;
+    tokio::join!(cluster.stop_gateway(LIMIT), release, read);
+    drop(requests);
+    check(&cluster, group, &results, 50);
+    assert!(all_stored(&results));
+}

@@ -380,6 +380,26 @@ impl Cluster {
         self.gateway.take().unwrap().shut_down(limit).await.unwrap();
     }
 
+    /// Starts a gateway anew, with nothing but its settings and files.
+    pub(crate) async fn start_gateway(&mut self) {
+        self.metrics = Metrics::new();
+        self.health = Health::new("gateway");
+        let gateway = start_gateway(
+            &self.config,
+            &self.network,
+            &self.tasks,
+            &self.metrics,
+            &self.health,
+        )
+        .await;
+        self.address = gateway.address.to_string();
+        let channel = Channels::public(Arc::clone(&self.network))
+            .to(&self.address)
+            .unwrap();
+        self.client = Client { channel };
+        self.gateway = Some(gateway);
+    }
+
     /// Value of a counter of the gateway.
     pub(crate) fn counter(&self, name: &str) -> u64 {
         let text = self.metrics.render();
