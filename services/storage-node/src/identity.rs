@@ -23,7 +23,7 @@ pub(crate) enum Directory {
 pub(crate) enum DirectoryError {
     /// Another node's.
     #[error(
-        "data directory {} belongs to node {found} of cluster {cluster}, this node is configured as {configured}; set the \
+        "data directory {} belongs to node {found} of cluster {cluster}, this node is configured as node {configured}; set the \
          right `data_dir` or `node_id`",
         path.display()
     )]

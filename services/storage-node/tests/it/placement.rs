@@ -1,0 +1,149 @@
+//! What the control plane says, and whose directory it is.
+
+use ptah_proto::control::v1::ReplicaState;
+use ptah_rpc::clients::ReplicaTombstone;
+use ptah_types::ErrorKind;
+
+use crate::harness::{ControlPlane, TestNode, group_id, leader, numbered, order};
+
+#[tokio::test]
+async fn a_first_start_takes_the_cluster_from_the_control_plane() {
+    let control = ControlPlane::start().await;
+    let node = TestNode::started(1, &control).await;
+    let first = control.registrations()[0].clone();
+    assert_eq!((first.node_id, first.cluster_id.as_str()), (1, ""));
+    assert_eq!((first.address, first.disk_id.len()), (node.address(), 32));
+}
+
+#[tokio::test]
+async fn reports_tell_replicas_and_the_placement_carried_out() {
+    let (control, _node) = leader().await;
+    let report = control.report("an open replica", |report| {
+        report.replicas.iter().any(|replica| replica.state() == ReplicaState::Open && replica.initialized)
+    });
+    let report = report.await;
+    assert_eq!((report.placement_epoch, report.placement_revision), (1, 1));
+    let replica = &report.replicas[0];
+    assert_eq!((replica.group_id, replica.replica_id, replica.voter_replica_ids.clone()), (1, 1, vec![1]));
+}
+
+#[tokio::test]
+async fn an_order_older_than_one_carried_out_is_refused_also_after_a_restart() {
+    let (_control, mut node) = leader().await;
+    let mut newer = order(7, &[&node], &node);
+    newer.epoch = 3;
+    node.place(&newer).await.unwrap();
+    let mut older = order(9, &[&node], &node);
+    older.epoch = 2;
+    let refused = node.place(&older).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Conflict, "{refused}");
+    node.stop().await;
+    node.start().await.unwrap();
+    assert_eq!(node.place(&older).await.unwrap_err().kind, ErrorKind::Conflict);
+    node.place(&newer).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_tombstone_removes_the_replica_and_its_data() {
+    let (control, node) = leader().await;
+    node.store(1, &[numbered(1, 3)]).await;
+    let mut remove = order(2, &[&node], &node);
+    remove.ensure.clear();
+    remove.remove.push(ReplicaTombstone {
+        group: group_id(1),
+        revision: 2,
+    });
+    node.place(&remove).await.unwrap();
+    control.report("no replica", |report| report.placement_revision == 2 && report.replicas.is_empty()).await;
+    let hex = group_id(1).to_hex();
+    let of_group = |path: &std::path::PathBuf| path.iter().any(|part| *part == *hex);
+    let left: Vec<_> = node.disk.files().into_iter().filter(of_group).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn another_nodes_directory_is_refused_untouched() {
+    let control = ControlPlane::start().await;
+    let mut owner = TestNode::started(1, &control).await;
+    owner.stop().await;
+    let before = contents(&owner);
+    let mut thief = TestNode::new(2, &control);
+    thief.disk = owner.disk.clone();
+    let error = format!("{:#}", thief.start().await.unwrap_err());
+    assert!(error.contains("belongs to node 1") && error.contains("configured as node 2"), "{error}");
+    assert_eq!(contents(&owner), before);
+}
+
+#[tokio::test]
+async fn another_clusters_directory_is_refused_untouched() {
+    let control = ControlPlane::start().await;
+    let mut node = TestNode::started(1, &control).await;
+    node.stop().await;
+    let before = contents(&node);
+    let foreign = ControlPlane::of_cluster(2).await;
+    node.config.control_plane_addresses = ptah_service::List(vec![foreign.address()]);
+    let error = format!("{:#}", node.start().await.unwrap_err());
+    assert!(error.contains("belongs to cluster"), "{error}");
+    assert_eq!(contents(&node), before);
+}
+
+#[tokio::test]
+async fn a_directory_that_the_control_plane_refuses_is_left_empty() {
+    let control = ControlPlane::start().await;
+    control.refuse("node 1 had another disk; give the node a new id");
+    let mut node = TestNode::new(1, &control);
+    let error = format!("{:#}", node.start().await.unwrap_err());
+    assert!(error.contains("had another disk"), "{error}");
+    assert!(node.disk.files().is_empty(), "{:?}", node.disk.files());
+}
+
+#[tokio::test]
+async fn a_directory_that_lost_its_data_or_its_placement_is_refused() {
+    let (_control, mut node) = leader().await;
+    node.stop().await;
+    let (disk, placement) = (node.disk.clone(), std::path::Path::new("/data/placement"));
+    let saved = disk.contents(placement).unwrap();
+    assert!(disk.delete(placement));
+    let error = format!("{:#}", node.start().await.unwrap_err());
+    assert!(error.contains("no file `placement`"), "{error}");
+    disk.as_disk().remove_dir_all(std::path::Path::new("/data")).unwrap();
+    disk.as_disk().create_dir_all(std::path::Path::new("/data")).unwrap();
+    disk.as_disk().create(placement).unwrap();
+    disk.overwrite(placement, saved);
+    let error = format!("{:#}", node.start().await.unwrap_err());
+    assert!(error.contains("has lost its data"), "{error}");
+}
+
+#[tokio::test]
+async fn a_damaged_placement_is_told_and_not_written_over() {
+    let (_control, mut node) = leader().await;
+    node.stop().await;
+    let placement = std::path::Path::new("/data/placement");
+    assert!(node.disk.flip_bit(placement, 1_000));
+    let before = contents(&node);
+    let error = format!("{:#}", node.start().await.unwrap_err());
+    assert!(error.contains("/data/placement is damaged"), "{error}");
+    assert_eq!(contents(&node), before);
+}
+
+#[tokio::test]
+async fn a_refusal_while_the_node_runs_stops_it_with_the_reason() {
+    let (control, mut node) = leader().await;
+    node.stop().await;
+    let refusing = ControlPlane::start().await;
+    refusing.refuse("node 1 runs elsewhere with another disk");
+    node.config.control_plane_addresses = ptah_service::List(vec!["127.0.0.1:1".to_owned(), refusing.address()]);
+    let refused = node.start().await;
+    let text = match refused {
+        Err(error) => format!("{error:#}"),
+        Ok(()) => node.failed().await,
+    };
+    assert!(text.contains("runs elsewhere"), "{text}");
+    drop(control);
+}
+
+/// Everything on the disk.
+fn contents(node: &TestNode) -> Vec<(std::path::PathBuf, Option<Vec<u8>>)> {
+    let files = node.disk.files();
+    files.into_iter().map(|path| (path.clone(), node.disk.contents(&path))).collect()
+}
