@@ -27,6 +27,7 @@ use crate::maintenance::Maintenance;
 use crate::metrics::Metrics;
 use crate::options::HostOptions;
 use crate::replica::Replica;
+use crate::store_metrics::StoreCollector;
 use crate::supervisor::{Opener, supervise};
 use crate::takeover;
 use crate::transport::grpc::TransportService;
@@ -101,7 +102,8 @@ impl RaftHost {
             .run(move || Store::open(disk, &dir, identity, store_options))
             .await
             .map_err(OpenError::Drivers)??;
-        let metrics = Arc::new(metrics.register(Metrics::register));
+        let handles = metrics;
+        let metrics = Arc::new(handles.register(Metrics::register));
         let tasks = parts.tasks.child("raft");
         let directory = Arc::new(Directory::new(Arc::clone(&metrics)));
         let shared = Arc::new(Shared {
@@ -126,7 +128,10 @@ impl RaftHost {
             directory: Arc::clone(&directory),
             metrics,
         });
-        Self::start(store, shared, directory, transport, config, parts.ports, tasks)
+        let host = Self::start(store, shared, directory, transport, config, parts.ports, tasks)?;
+        let collector = StoreCollector::new(Arc::downgrade(&host.inner.opener));
+        handles.register(|registry| registry.register_collector(Box::new(collector)));
+        Ok(host)
     }
 
     fn start(

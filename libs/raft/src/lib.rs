@@ -31,6 +31,7 @@ mod replica;
 mod runtime;
 mod snapshot;
 mod state_machine;
+mod store_metrics;
 mod supervisor;
 mod takeover;
 mod transport;

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use crate::failure::Failure;
 
 /// Counter of fsyncs on a storage node's page.
-pub(super) const FSYNC_COUNTER: &str = "ptah_storage_wal_syncs_total";
+pub(super) const FSYNC_COUNTER: &str = "ptah_raft_wal_syncs_total";
 /// Longest wait for a page.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// A page is longer than this only by mistake.
