@@ -1,0 +1,148 @@
+//! The client's two ways to read: by sequence, and as a consumer group.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use ptah_proto::api::v1 as api;
+use ptah_proto::api::v1::message_service_client::MessageServiceClient;
+use ptah_rpc::RpcChannel;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::workload::{PARTITIONS, PATIENCE, STATION, Stored, authorized};
+
+/// Everything that is stored, read by sequence.
+pub(crate) async fn read(channel: &RpcChannel) -> anyhow::Result<Stored> {
+    let mut client = MessageServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
+    let mut stored = Stored::new();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    for partition in 1..=PARTITIONS {
+        let mut from_sequence = 0;
+        loop {
+            let request = api::ReadRequest {
+                station: STATION.into(),
+                partition,
+                from_sequence,
+                max_messages: 1_000,
+                ..Default::default()
+            };
+            let answer = match client.read(authorized(request)).await {
+                Ok(answer) => answer.into_inner(),
+                Err(status) => {
+                    anyhow::ensure!(tokio::time::Instant::now() < deadline, "read: {status}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            for message in &answer.messages {
+                stored.insert((partition, message.sequence), message.payload.clone());
+                from_sequence = message.sequence + 1;
+            }
+            if answer.messages.is_empty() || from_sequence >= answer.next_sequence {
+                break;
+            }
+        }
+    }
+    Ok(stored)
+}
+
+/// Reads and acknowledges everything as a consumer group: each message once, in order, and then nothing more.
+pub(crate) async fn consume(channel: &RpcChannel, stored: &Stored) -> anyhow::Result<()> {
+    use api::consume_response::Response;
+
+    let mut client = MessageServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
+    let (requests, receiver) = mpsc::channel(64);
+    requests.send(open()).await?;
+    let request = authorized(ReceiverStream::new(receiver));
+    let mut answers = client.consume(request).await?.into_inner();
+    let mut read = Stored::new();
+    let mut unconfirmed = 0;
+    loop {
+        let answer = tokio::time::timeout(PATIENCE, answers.message()).await;
+        let answer = answer.with_context(|| format!("nothing came after {} messages", read.len()))??;
+        match answer
+            .and_then(|answer| answer.response)
+            .context("consume stream ended")?
+        {
+            Response::Opened(_) => {}
+            Response::Batch(batch) => {
+                for request in take_batch(&batch, &mut read)? {
+                    unconfirmed += 1;
+                    requests.send(request).await?;
+                }
+                let messages = batch.messages.len() as u32;
+                let bytes = batch
+                    .messages
+                    .iter()
+                    .map(|message| message.payload.len() as u64)
+                    .sum();
+                let credit = api::ConsumeCredit { messages, bytes };
+                requests
+                    .send(request_of(api::consume_request::Request::Credit(credit)))
+                    .await?;
+            }
+            Response::Acked(acked) => {
+                anyhow::ensure!(acked.error.is_none(), "acknowledgement failed: {:?}", acked.error);
+                unconfirmed -= 1;
+            }
+            Response::Idle(_) => {}
+        }
+        if unconfirmed == 0 && read.len() >= stored.len() {
+            break;
+        }
+    }
+    anyhow::ensure!(
+        read == *stored,
+        "the consumer group read something else than what is stored"
+    );
+    Ok(())
+}
+
+/// Notes the messages of a batch; the requests that acknowledge them.
+fn take_batch(batch: &api::ConsumeBatch, read: &mut Stored) -> anyhow::Result<Vec<api::ConsumeRequest>> {
+    let mut acks = Vec::new();
+    for message in &batch.messages {
+        let at = (message.partition, message.sequence);
+        let before = read
+            .range((message.partition, 0)..(message.partition, u64::MAX))
+            .next_back();
+        let expected = before.map_or(1, |(at, _)| at.1 + 1);
+        anyhow::ensure!(
+            message.sequence == expected,
+            "{at:?} came where {expected} was expected"
+        );
+        anyhow::ensure!(
+            message.delivery_count == 1,
+            "{at:?} was delivered {} times",
+            message.delivery_count
+        );
+        read.insert(at, message.payload.clone());
+        acks.push(request_of(api::consume_request::Request::Ack(api::ConsumeAck {
+            partition: message.partition,
+            ranges: vec![api::SequenceRange {
+                first: message.sequence,
+                last: message.sequence,
+            }],
+            confirm_id: read.len() as u64,
+        })));
+    }
+    Ok(acks)
+}
+
+fn open() -> api::ConsumeRequest {
+    request_of(api::consume_request::Request::Open(api::ConsumeOpen {
+        station: STATION.into(),
+        group: "readers".into(),
+        credit: Some(api::ConsumeCredit {
+            messages: 500,
+            bytes: 0,
+        }),
+        ..Default::default()
+    }))
+}
+
+fn request_of(request: api::consume_request::Request) -> api::ConsumeRequest {
+    api::ConsumeRequest {
+        request: Some(request),
+    }
+}

@@ -1,0 +1,60 @@
+//! What happened in a run, as text: every event that any service logs, with simulated time.
+//!
+//! Two runs of one seed must give the same text, down to the last line.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, Layer};
+
+/// Collects events of a run.
+#[derive(Clone, Default)]
+pub struct Trace {
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Trace {
+    /// Adds a line of the test's own.
+    pub fn note(&self, text: impl Into<String>) {
+        self.push(&text.into());
+    }
+
+    /// Everything so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.lines.lock().clone()
+    }
+
+    fn push(&self, text: &str) {
+        let at = turmoil::sim_elapsed().unwrap_or_default();
+        self.lines
+            .lock()
+            .push(format!("{:>12.6} {text}", at.as_secs_f64()));
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Trace {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if !event.metadata().target().starts_with("ptah") {
+            return;
+        }
+        let mut text = Line(format!(
+            "{} {}",
+            event.metadata().level(),
+            event.metadata().target()
+        ));
+        event.record(&mut text);
+        self.push(&text.0);
+    }
+}
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        // Writing to a string cannot fail.
+        let _ = write!(self.0, " {}={value:?}", field.name());
+    }
+}

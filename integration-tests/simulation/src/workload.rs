@@ -1,0 +1,248 @@
+//! What the client does and checks: produces without retrying while faults happen, then reads everything back.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use ptah_proto::api::v1 as api;
+use ptah_proto::api::v1::message_service_client::MessageServiceClient;
+use ptah_proto::api::v1::station_service_client::StationServiceClient;
+use ptah_proto::common::v1 as common;
+use ptah_rpc::{Channels, RpcChannel};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Request;
+
+use crate::network::SimNetwork;
+use crate::readers;
+use crate::trace::Trace;
+
+pub(crate) const PASSWORD: &str = "simulated-password";
+/// `root:simulated-password`.
+const AUTHORIZATION: &str = "Basic cm9vdDpzaW11bGF0ZWQtcGFzc3dvcmQ=";
+pub(crate) const STATION: &str = "orders";
+pub(crate) const PARTITIONS: u32 = 2;
+const BATCH: u64 = 10;
+const WINDOW: usize = 100;
+/// Longest wait for an answer in simulated time: longer than any fault and the gateway's own retries.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How far the client is; shared with the faults.
+#[derive(Default)]
+pub(crate) struct Progress {
+    producing: AtomicBool,
+    faults_over: AtomicBool,
+}
+
+impl Progress {
+    pub(crate) fn is_producing(&self) -> bool {
+        self.producing.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn faults_are_over(&self) {
+        self.faults_over.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A request with credentials.
+pub(crate) fn authorized<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert(
+        "authorization",
+        tonic::metadata::MetadataValue::from_static(AUTHORIZATION),
+    );
+    request
+}
+
+/// Produces until the faults are over, reads back, compares; the number of acknowledged messages.
+pub(crate) async fn run(progress: &Progress, trace: &Trace) -> anyhow::Result<usize> {
+    let channels = Channels::public(std::sync::Arc::new(SimNetwork));
+    let channel = channels.to("gateway:5555")?;
+    create_station(&channel).await?;
+    trace.note("client: station is there");
+    progress.producing.store(true, Ordering::SeqCst);
+    let produced = produce(&channel, progress).await.context("produce")?;
+    progress.producing.store(false, Ordering::SeqCst);
+    trace.note(format!(
+        "client: {} acknowledged, {} unknown",
+        produced.stored.len(),
+        produced.unknown.len()
+    ));
+    let stored = readers::read(&channel).await.context("read back")?;
+    compare(&produced, &stored)?;
+    trace.note(format!("client: {} stored", stored.len()));
+    readers::consume(&channel, &stored).await.context("consume")?;
+    trace.note("client: the consumer group has read everything");
+    Ok(produced.stored.len())
+}
+
+async fn create_station(channel: &RpcChannel) -> anyhow::Result<()> {
+    let mut client = StationServiceClient::new(channel.clone());
+    let config = api::StationConfig {
+        partitions: PARTITIONS,
+        replicas: 3,
+        ..Default::default()
+    };
+    let request = api::CreateStationRequest {
+        name: STATION.into(),
+        config: Some(config),
+        ..Default::default()
+    };
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match client.create_station(authorized(request.clone())).await {
+            Ok(_) => return Ok(()),
+            Err(status) if tokio::time::Instant::now() < deadline => {
+                tracing::debug!(target: "ptah_simulation", code = ?status.code(), "station is not there yet");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(status) => anyhow::bail!("create station: {status}"),
+        }
+    }
+}
+
+/// Payloads by partition and sequence.
+pub(crate) type Stored = BTreeMap<(u32, u64), Bytes>;
+
+#[derive(Default)]
+struct Produced {
+    stored: Stored,
+    unknown: Vec<Bytes>,
+}
+
+async fn produce(channel: &RpcChannel, progress: &Progress) -> anyhow::Result<Produced> {
+    let mut client = MessageServiceClient::new(channel.clone());
+    let (requests, receiver) = mpsc::channel(64);
+    let open = api::ProduceStreamOpen {
+        station: STATION.into(),
+        producer: "p".into(),
+        ..Default::default()
+    };
+    requests
+        .send(stream_request(api::produce_stream_request::Request::Open(open)))
+        .await?;
+    let mut answers = client
+        .produce_stream(authorized(ReceiverStream::new(receiver)))
+        .await?
+        .into_inner();
+    let mut sent: BTreeMap<u64, Bytes> = BTreeMap::new();
+    let mut produced = Produced::default();
+    let mut next = 0;
+    loop {
+        let over = progress.faults_over.load(Ordering::SeqCst);
+        while !over && sent.len() + BATCH as usize <= WINDOW {
+            let payloads: Vec<Bytes> = (next..next + BATCH).map(|n| Bytes::from(n.to_string())).collect();
+            let partition = (next / BATCH % u64::from(PARTITIONS)) as u32 + 1;
+            let messages = payloads
+                .iter()
+                .map(|payload| api::NewMessage {
+                    payload: payload.clone(),
+                    partition,
+                    ..Default::default()
+                })
+                .collect();
+            sent.extend((next..).zip(payloads));
+            next += BATCH;
+            let batch = api::ProduceStreamBatch { messages };
+            requests
+                .send(stream_request(api::produce_stream_request::Request::Batch(batch)))
+                .await?;
+        }
+        if over && sent.is_empty() {
+            return Ok(produced);
+        }
+        let answer = tokio::time::timeout(PATIENCE, answers.message())
+            .await
+            .context("no answer")??;
+        let answer = answer.context("produce stream ended")?;
+        if let Some(api::produce_stream_response::Response::Results(results)) = answer.response {
+            for result in results.results {
+                take_result(result, &mut sent, &mut produced)?;
+            }
+        }
+        // Leaves simulated time for others; without it the client would produce millions of messages.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn stream_request(request: api::produce_stream_request::Request) -> api::ProduceStreamRequest {
+    api::ProduceStreamRequest {
+        request: Some(request),
+    }
+}
+
+fn take_result(
+    result: api::ProduceResult,
+    sent: &mut BTreeMap<u64, Bytes>,
+    produced: &mut Produced,
+) -> anyhow::Result<()> {
+    for place in 0..u64::from(result.count) {
+        let number = result.first + place;
+        let payload = sent
+            .remove(&number)
+            .with_context(|| format!("message {number} was answered twice"))?;
+        match &result.outcome {
+            Some(api::produce_result::Outcome::Stored(stored)) => {
+                let at = (stored.partition, stored.first_sequence + place);
+                let other = produced.stored.insert(at, payload);
+                anyhow::ensure!(other.is_none(), "{at:?} was acknowledged twice");
+            }
+            Some(api::produce_result::Outcome::Error(error))
+                if error.kind() == common::ErrorKind::OutcomeUnknown =>
+            {
+                produced.unknown.push(payload);
+            }
+            other => tracing::debug!(target: "ptah_simulation", number, ?other, "refused"),
+        }
+    }
+    Ok(())
+}
+
+/// Every acknowledged message is where it was said to be; sequences are dense; the rest may be what nobody knew.
+/// The client sent each partition's messages in order, so they are stored in order.
+fn compare(produced: &Produced, stored: &Stored) -> anyhow::Result<()> {
+    for (at, payload) in &produced.stored {
+        let found = stored
+            .get(at)
+            .with_context(|| format!("{at:?} was acknowledged and is lost"))?;
+        anyhow::ensure!(
+            found == payload,
+            "{at:?} holds {found:?}, acknowledged was {payload:?}"
+        );
+    }
+    let mut unknown: Vec<&Bytes> = produced.unknown.iter().collect();
+    let mut expected: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut newest: BTreeMap<u32, u64> = BTreeMap::new();
+    for (at, payload) in stored {
+        let next = expected.entry(at.0).or_insert(1);
+        anyhow::ensure!(
+            at.1 == *next,
+            "partition {}: {} is there where {next} was expected",
+            at.0,
+            at.1
+        );
+        *next += 1;
+        let number = number_of(payload)?;
+        if let Some(before) = newest.insert(at.0, number) {
+            anyhow::ensure!(
+                before < number,
+                "partition {}: message {number} is behind message {before}",
+                at.0
+            );
+        }
+        if !produced.stored.contains_key(at) {
+            let place = unknown.iter().position(|other| *other == payload);
+            unknown.swap_remove(
+                place.with_context(|| format!("{at:?} holds {payload:?}, which nobody stored"))?,
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The place of a message in the order of production.
+fn number_of(payload: &Bytes) -> anyhow::Result<u64> {
+    Ok(std::str::from_utf8(payload)?.parse()?)
+}

@@ -1,0 +1,223 @@
+//! A cluster inside the simulation: metadata, control plane, three storage nodes, a gateway, and a client that checks.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use ptah_metadata::store::MemoryStore;
+use ptah_segment_log::SimDisk;
+use ptah_service::{Blocking, ClusterConfig, Health, Metrics, Ports, Random, Secret, SeededRandom, Tasks};
+use tracing::subscriber::DefaultGuard;
+use tracing_subscriber::layer::SubscriberExt as _;
+
+use crate::clock::SimClock;
+use crate::faults::Faults;
+use crate::network::SimNetwork;
+use crate::trace::Trace;
+use crate::workload;
+
+/// Storage nodes of the simulated cluster.
+pub(crate) const NODES: u64 = 3;
+/// Longest run, in simulated time.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// What a run ended with.
+pub struct Outcome {
+    /// What happened, line by line.
+    pub trace: Vec<String>,
+    /// Messages that were acknowledged.
+    pub acknowledged: usize,
+    /// Faults that were done.
+    pub faults: usize,
+}
+
+/// What survives a crash of a storage node's process, and what tells it from its siblings.
+pub(crate) struct NodeState {
+    pub(crate) disk: SimDisk,
+    pub(crate) clock: Arc<SimClock>,
+}
+
+/// Random source of one host: other hosts' use of theirs does not change it.
+fn ports(seed: u64, host: u64, clock: Arc<SimClock>) -> Ports {
+    let seed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(host);
+    Ports {
+        clock,
+        random: Arc::new(SeededRandom::new(seed)),
+        blocking: Blocking::Inline,
+    }
+}
+
+fn cluster() -> ClusterConfig {
+    ClusterConfig {
+        secret: Secret::new("simulation-secret-0123456789".to_owned()),
+    }
+}
+
+/// Runs a cluster under faults. Everything follows from `seed`.
+pub fn run(seed: u64) -> anyhow::Result<Outcome> {
+    let trace = Trace::default();
+    let _guard: DefaultGuard =
+        tracing::subscriber::set_default(tracing_subscriber::registry().with(trace.clone()));
+    let mut sim = turmoil::Builder::new()
+        .rng_seed(seed)
+        .simulation_duration(LIMIT)
+        .tick_duration(Duration::from_millis(1))
+        .min_message_latency(Duration::from_micros(200))
+        .max_message_latency(Duration::from_millis(3))
+        .tcp_capacity(4_096)
+        .build();
+    let nodes: Vec<NodeState> = (0..NODES)
+        .map(|node| NodeState {
+            disk: SimDisk::new(seed ^ (node + 1)),
+            // Clocks differ by up to 400 ms, which is allowed.
+            clock: Arc::new(SimClock::with_offset(
+                (seed.rotate_left(node as u32 * 8) % 801) as i64 - 400,
+            )),
+        })
+        .collect();
+    metadata_host(&mut sim, seed);
+    control_host(&mut sim, seed);
+    for (index, state) in nodes.iter().enumerate() {
+        node_host(&mut sim, seed, index as u64 + 1, state);
+    }
+    gateway_host(&mut sim, seed);
+
+    let result = Arc::new(Mutex::new(None));
+    let progress = Arc::new(workload::Progress::default());
+    let (told, noted, shared) = (Arc::clone(&result), trace.clone(), Arc::clone(&progress));
+    sim.client("client", async move {
+        let outcome = workload::run(&shared, &noted).await;
+        *told.lock() = Some(outcome);
+        Ok(())
+    });
+    let mut faults = Faults::new(SeededRandom::new(seed), nodes, trace.clone());
+    loop {
+        let ended = sim
+            .step()
+            .map_err(|error| anyhow::anyhow!("simulation with seed {seed}: {error}"))?;
+        if ended {
+            break;
+        }
+        faults.step(&mut sim, &progress);
+    }
+    let outcome = result.lock().take();
+    let acknowledged = outcome.ok_or_else(|| anyhow::anyhow!("the client did not end"))??;
+    Ok(Outcome {
+        trace: trace.lines(),
+        acknowledged,
+        faults: faults.done(),
+    })
+}
+
+fn metadata_host(sim: &mut turmoil::Sim<'_>, seed: u64) {
+    // The store of record is a database of its own; here it survives as memory that outlives the process.
+    let clock = Arc::new(SimClock::default());
+    let store = Arc::new(MemoryStore::new(&ports(seed, 101, clock.clone()), 10_000));
+    sim.host("metadata", move || {
+        let (store, ports) = (Arc::clone(&store), ports(seed, 102, Arc::clone(&clock)));
+        async move {
+            let config = ptah_metadata::Config {
+                grpc_listen: "0.0.0.0:6224".into(),
+                cluster: cluster(),
+                ..Default::default()
+            };
+            let deps = ptah_metadata::Deps {
+                ports,
+                network: Arc::new(SimNetwork),
+                tasks: Tasks::root(),
+                metrics: Metrics::new(),
+                health: Health::new("metadata"),
+                store: Some(store),
+            };
+            let _running = ptah_metadata::start(config, deps).await?;
+            std::future::pending().await
+        }
+    });
+}
+
+fn control_host(sim: &mut turmoil::Sim<'_>, seed: u64) {
+    let clock = Arc::new(SimClock::default());
+    sim.host("control", move || {
+        let ports = ports(seed, 103, Arc::clone(&clock));
+        async move {
+            let mut config = ptah_control_plane::Config {
+                grpc_listen: "0.0.0.0:6223".into(),
+                metadata_address: "metadata:6224".into(),
+                cluster: cluster(),
+                ..Default::default()
+            };
+            config.bootstrap.root_password = Secret::new(workload::PASSWORD.to_owned());
+            let deps = ptah_control_plane::Deps {
+                ports,
+                network: Arc::new(SimNetwork),
+                tasks: Tasks::root(),
+                metrics: Metrics::new(),
+                health: Health::new("control-plane"),
+            };
+            let _running = ptah_control_plane::start(config, deps).await?;
+            std::future::pending().await
+        }
+    });
+}
+
+fn node_host(sim: &mut turmoil::Sim<'_>, seed: u64, id: u64, state: &NodeState) {
+    let (disk, clock) = (state.disk.clone(), Arc::clone(&state.clock));
+    let starts = Arc::new(SeededRandom::new(seed ^ (id << 32)));
+    sim.host(format!("storage-{id}"), move || {
+        // Another start, another stream of random numbers.
+        let ports = ports(seed ^ starts.next_u64(), id, Arc::clone(&clock));
+        let disk = disk.as_disk();
+        async move {
+            let mut config = ptah_storage_node::Config {
+                node_id: id,
+                name: format!("storage-{id}"),
+                data_dir: PathBuf::from("/data"),
+                grpc_listen: "0.0.0.0:6222".into(),
+                advertise_address: format!("storage-{id}:6222"),
+                cluster: cluster(),
+                ..Default::default()
+            };
+            config.control_plane_addresses = ptah_service::List(vec!["control:6223".into()]);
+            config.partition.segment_bytes = 256 << 10;
+            let mut host = ptah_raft::HostOptions::for_tests();
+            host.simulation = true;
+            let deps = ptah_storage_node::Deps {
+                ports,
+                network: Arc::new(SimNetwork),
+                tasks: Tasks::root(),
+                metrics: Metrics::new(),
+                health: Health::new("storage-node"),
+                disk,
+                host,
+            };
+            let _running = ptah_storage_node::start(config, deps).await?;
+            std::future::pending().await
+        }
+    });
+}
+
+fn gateway_host(sim: &mut turmoil::Sim<'_>, seed: u64) {
+    let clock = Arc::new(SimClock::default());
+    sim.host("gateway", move || {
+        let ports = ports(seed, 104, Arc::clone(&clock));
+        async move {
+            let mut config = ptah_gateway::Config {
+                grpc_listen: "0.0.0.0:5555".into(),
+                metadata_address: "metadata:6224".into(),
+                cluster: cluster(),
+                ..Default::default()
+            };
+            config.control_plane_addresses = ptah_service::List(vec!["control:6223".into()]);
+            let deps = ptah_gateway::Deps {
+                ports,
+                network: Arc::new(SimNetwork),
+                tasks: Tasks::root(),
+                metrics: Metrics::new(),
+                health: Health::new("gateway"),
+            };
+            let _running = ptah_gateway::start(config, deps).await?;
+            std::future::pending().await
+        }
+    });
+}
