@@ -10,7 +10,9 @@ use ptah_proto::storage::v1::partition_service_server::PartitionServiceServer;
 use ptah_proto::storage::v1::replica_service_server::ReplicaServiceServer;
 use ptah_raft::{HostOptions, HostParts, RaftHost};
 use ptah_rpc::clients::NodeRegistration;
-use ptah_rpc::{Channels, ClusterSecret, Listener, MAX_RPC_MESSAGE_BYTES, Network, Server, ServerHandle, bind};
+use ptah_rpc::{
+    Channels, ClusterSecret, Listener, MAX_RPC_MESSAGE_BYTES, Network, Server, ServerHandle, bind,
+};
 use ptah_segment_log::{Disk, OsDisk};
 use ptah_service::{BoxFuture, Component, Health, Metrics, Ports, Shell, Tasks};
 use ptah_types::limits::MAX_BATCH_BYTES;
@@ -215,7 +217,10 @@ impl Starting {
         }
         tracing::info!(dir = %self.config.data_dir.display(), "data directory is empty, asking the control plane");
         let stopping = self.tasks.stopping();
-        let registered = control.register(&stopping).await.with_context(|| self.describe_dir())?;
+        let registered = control
+            .register(&stopping)
+            .await
+            .with_context(|| self.describe_dir())?;
         let registered = registered.context("stopped before a control plane answered")?;
         let placement = Placement::empty(Owner {
             cluster: registered.cluster,
@@ -298,7 +303,9 @@ fn watch_disk(node: &Node) {
     let (guard, metrics) = (&node.shared.disk, &node.shared.metrics);
     let change = guard.observe(space.total_bytes, space.available_bytes);
     metrics.disk_full.set(i64::from(guard.is_full()));
-    metrics.disk_free_bytes.set(i64::try_from(space.available_bytes).unwrap_or(i64::MAX));
+    metrics
+        .disk_free_bytes
+        .set(i64::try_from(space.available_bytes).unwrap_or(i64::MAX));
     match change {
         DiskChange::None => {}
         DiskChange::Full => tracing::error!(
@@ -307,7 +314,10 @@ fn watch_disk(node: &Node) {
             "data disk is nearly full, new messages are refused; add room or delete stations"
         ),
         DiskChange::Recovered => {
-            tracing::info!(free_bytes = space.available_bytes, "data disk has room again, messages are taken");
+            tracing::info!(
+                free_bytes = space.available_bytes,
+                "data disk has room again, messages are taken"
+            );
         }
     }
 }
@@ -315,7 +325,8 @@ fn watch_disk(node: &Node) {
 fn provide_status(health: &Health, node: &Arc<Node>, keeper: PlacementKeeper) {
     let node = Arc::downgrade(node);
     health.provide("storage", move || {
-        node.upgrade().map_or(serde_json::Value::Null, |node| status(&node, &keeper))
+        node.upgrade()
+            .map_or(serde_json::Value::Null, |node| status(&node, &keeper))
     });
 }
 

@@ -15,7 +15,10 @@ impl Blocking {
     }
 
     /// Runs `work` and waits for it. The error means that the runtime is going down or that `work` panicked.
-    pub(crate) async fn run<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    pub(crate) async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
         if self.inline {
             return Ok(work());
         }

@@ -172,10 +172,17 @@ impl Config {
             if value >= least {
                 return Ok(());
             }
-            Err(ConfigError::invalid(key, format!("is {value}; use at least {least}")))
+            Err(ConfigError::invalid(
+                key,
+                format!("is {value}; use at least {least}"),
+            ))
         };
         at_least("append.window_bytes", self.append.window_bytes, 1 << 20)?;
-        at_least("append.node_bytes", self.append.node_bytes, MAX_BATCH_BYTES as u64)?;
+        at_least(
+            "append.node_bytes",
+            self.append.node_bytes,
+            MAX_BATCH_BYTES as u64,
+        )?;
         at_least("append.partition_bytes", self.append.partition_bytes, 1 << 20)?;
         at_least("append.deadline_ms", self.append.deadline_ms, 100)?;
         at_least("deliver.in_hand_bytes", self.deliver.in_hand_bytes, 256 << 10)?;
@@ -201,7 +208,8 @@ impl Settings for Config {
             return Err(ConfigError::invalid("disk.full_percent", why));
         }
         let everywhere = ["0.0.0.0:", "[::]:"];
-        if self.advertise_address.is_empty() && everywhere.iter().any(|all| self.grpc_listen.starts_with(all)) {
+        if self.advertise_address.is_empty() && everywhere.iter().any(|all| self.grpc_listen.starts_with(all))
+        {
             let why = "is empty, and `grpc_listen` is not an address that others can dial; set host:port of this node";
             return Err(ConfigError::invalid("advertise_address", why));
         }
@@ -237,6 +245,30 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_file_shows_every_key_with_its_default() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../deploy/config/storage-node.toml"
+        );
+        let sample: Config = ptah_service::config::load_from(Some(Path::new(path)), "PTAH", []).unwrap();
+        assert_eq!(sample, Config::default());
+        let text = std::fs::read_to_string(path).unwrap();
+        let shown = |key: &str| {
+            let is_there = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+            text.lines().any(is_there)
+        };
+        let keys = serde_json::to_value(Config::default()).unwrap();
+        for (key, value) in keys.as_object().unwrap() {
+            let inner = value
+                .as_object()
+                .map(|section| section.keys().collect::<Vec<_>>());
+            for key in inner.unwrap_or(vec![key]) {
+                assert!(shown(key), "{key} is missing");
+            }
+        }
+    }
+
+    #[test]
     fn defaults_with_a_secret_are_valid() {
         valid().validate().unwrap();
     }
@@ -245,7 +277,13 @@ mod tests {
     fn a_node_that_listens_everywhere_must_say_where_it_is() {
         let mut config = valid();
         config.grpc_listen = "0.0.0.0:6222".to_owned();
-        assert!(config.validate().unwrap_err().to_string().contains("advertise_address"));
+        assert!(
+            config
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("advertise_address")
+        );
         config.advertise_address = "storage-1:6222".to_owned();
         config.validate().unwrap();
     }
@@ -254,6 +292,12 @@ mod tests {
     fn a_budget_that_cannot_hold_the_largest_batch_is_refused() {
         let mut config = valid();
         config.append.node_bytes = 1 << 20;
-        assert!(config.validate().unwrap_err().to_string().contains("append.node_bytes"));
+        assert!(
+            config
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("append.node_bytes")
+        );
     }
 }

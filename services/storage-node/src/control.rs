@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ptah_raft::{ReplicaState as HostState, ReplicaStatus};
-use ptah_rpc::clients::{NodeReport, NodeRegistration, Registered, ReplicaReport, ReplicaState};
+use ptah_rpc::clients::{NodeRegistration, NodeReport, Registered, ReplicaReport, ReplicaState};
 use ptah_rpc::{Channels, NodeClient, RpcError};
 use ptah_service::{Component, Ports, Stopping};
 use ptah_types::{ClusterId, ErrorKind, LogIndex, Term};
@@ -181,13 +181,20 @@ impl ControlLoop {
     }
 
     /// Reports until the node stops; at once when the state of a replica changed.
-    pub(crate) async fn run(mut self, node: Arc<Node>, keeper: PlacementKeeper, stopping: Stopping) -> Result<(), Refused> {
+    pub(crate) async fn run(
+        mut self,
+        node: Arc<Node>,
+        keeper: PlacementKeeper,
+        stopping: Stopping,
+    ) -> Result<(), Refused> {
         let mut changes = node.host.watch_replicas();
         loop {
             let Some(registered) = self.register(&stopping).await? else {
                 return Ok(());
             };
-            let interval = registered.report_interval.clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL);
+            let interval = registered
+                .report_interval
+                .clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL);
             loop {
                 let began = Instant::now();
                 changes.mark_unchanged();

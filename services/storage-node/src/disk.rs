@@ -62,7 +62,11 @@ impl DiskGuard {
         self.0.free_bytes.store(free_bytes, Ordering::Relaxed);
         let needed = self.0.config.needed_bytes(total_bytes);
         let was_full = self.is_full();
-        let needed = if was_full { needed.saturating_add(total_bytes / RECOVERY_PART) } else { needed };
+        let needed = if was_full {
+            needed.saturating_add(total_bytes / RECOVERY_PART)
+        } else {
+            needed
+        };
         let full = free_bytes < needed;
         self.0.full.store(full, Ordering::Relaxed);
         match (was_full, full) {

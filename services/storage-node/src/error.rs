@@ -31,7 +31,9 @@ pub(crate) enum PartitionError {
         leader: Option<LeaderHint>,
     },
     /// The entry may or may not be in the log.
-    #[error("the outcome is not known: raft group {group} lost its leader or stopped before it was decided; retry with the same number")]
+    #[error(
+        "the outcome is not known: raft group {group} lost its leader or stopped before it was decided; retry with the same number"
+    )]
     OutcomeUnknown {
         /// The group.
         group: RaftGroupId,

@@ -23,9 +23,13 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    ptah_service::run("storage-node", args.config.as_deref(), |config: Config, shell| async move {
-        let network: Arc<dyn Network> = Arc::new(TcpNetwork::new());
-        let running = start(config, Deps::from_shell(shell, network)).await?;
-        Ok(Box::new(running) as Box<dyn Running>)
-    })
+    ptah_service::run(
+        "storage-node",
+        args.config.as_deref(),
+        |config: Config, shell| async move {
+            let network: Arc<dyn Network> = Arc::new(TcpNetwork::new());
+            let running = start(config, Deps::from_shell(shell, network)).await?;
+            Ok(Box::new(running) as Box<dyn Running>)
+        },
+    )
 }

@@ -56,7 +56,11 @@ impl NodeMetrics {
     fn register_in(registry: &mut Registry) -> Self {
         // 100 us to 13 s: from a commit on a fast disk to the deadline of a slow one.
         let append_seconds = Histogram::new(exponential_buckets(0.000_1, 2.0, 18));
-        registry.register("append_seconds", "Time from proposing a batch to its answer", append_seconds.clone());
+        registry.register(
+            "append_seconds",
+            "Time from proposing a batch to its answer",
+            append_seconds.clone(),
+        );
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
@@ -68,7 +72,8 @@ impl NodeMetrics {
         let appends_duplicate = counter("appends_duplicate", "Batches that had been stored before");
         let appends_failed = counter("appends_failed", "Batches proposed and not known to be stored");
         let appends_invalid = counter("appends_invalid", "Batches whose bytes were wrong");
-        let appends_refused_for_memory = counter("appends_refused_for_memory", "Batches refused for lack of memory");
+        let appends_refused_for_memory =
+            counter("appends_refused_for_memory", "Batches refused for lack of memory");
         let delivered_messages = counter("delivered_messages", "Messages handed to gateways");
         let delivered_bytes = counter("delivered_bytes", "Payload bytes handed to gateways");
         let acked_messages = counter("acked_messages", "Messages acknowledged");
@@ -83,7 +88,10 @@ impl NodeMetrics {
             append_streams: gauge("append_streams", "Append streams open"),
             deliver_streams: gauge("deliver_streams", "Delivery streams open"),
             partitions_led: gauge("partitions_led", "Partitions led by this node"),
-            disk_full: gauge("disk_full", "1 while messages are refused because the disk is nearly full"),
+            disk_full: gauge(
+                "disk_full",
+                "1 while messages are refused because the disk is nearly full",
+            ),
             disk_free_bytes: gauge("disk_free_bytes", "Free bytes on the data disk"),
             append_batches,
             append_messages,

@@ -64,7 +64,10 @@ impl Node {
         key: &PartitionKey,
         generation: Option<u64>,
     ) -> Result<(), PartitionError> {
-        let replica = self.host.replica(group).ok_or(PartitionError::UnknownReplica { group })?;
+        let replica = self
+            .host
+            .replica(group)
+            .ok_or(PartitionError::UnknownReplica { group })?;
         if replica.key() != key {
             return Err(PartitionError::OtherPartition {
                 group,
@@ -72,7 +75,11 @@ impl Node {
                 asked: key.clone(),
             });
         }
-        let current = self.settings.read().get(&group).map_or(0, |settings| settings.generation());
+        let current = self
+            .settings
+            .read()
+            .get(&group)
+            .map_or(0, |settings| settings.generation());
         match generation {
             Some(asked) if asked < current => Err(PartitionError::StaleGeneration {
                 key: key.clone(),
@@ -90,10 +97,17 @@ impl Node {
         {
             return Ok(Arc::clone(leader));
         }
-        let replica = self.host.replica(group).ok_or(PartitionError::UnknownReplica { group })?;
+        let replica = self
+            .host
+            .replica(group)
+            .ok_or(PartitionError::UnknownReplica { group })?;
         let leadership = replica.leadership();
-        self.follow(&replica, leadership)
-            .ok_or_else(|| self.shared.not_leader(group, leadership.leader.filter(|leader| *leader != replica.node())))
+        self.follow(&replica, leadership).ok_or_else(|| {
+            self.shared.not_leader(
+                group,
+                leadership.leader.filter(|leader| *leader != replica.node()),
+            )
+        })
     }
 
     /// Makes or ends the leader of a group, so that it agrees with `leadership`.
@@ -114,8 +128,14 @@ impl Node {
         }
         let settings = Arc::clone(self.settings.read().get(&group)?);
         let (shared, replica) = (Arc::clone(&self.shared), replica.clone());
-        let leader =
-            PartitionLeader::begin(shared, replica, settings, leadership.term, leadership.reign, &self.tasks);
+        let leader = PartitionLeader::begin(
+            shared,
+            replica,
+            settings,
+            leadership.term,
+            leadership.reign,
+            &self.tasks,
+        );
         tracing::info!(partition = %leader.core().replica.key(), %group, term = %leadership.term, "partition led");
         leaders.insert(group, Arc::clone(&leader));
         self.shared.metrics.partitions_led.inc();

@@ -234,7 +234,10 @@ mod tests {
     fn numbers(answers: &Answers) -> Vec<(u32, u64)> {
         let mut taken = Vec::new();
         let _ = answers.poll_take(&Context::from_waker(Waker::noop()), &mut taken);
-        taken.iter().map(|answer| (answer.channel, answer.number)).collect()
+        taken
+            .iter()
+            .map(|answer| (answer.channel, answer.number))
+            .collect()
     }
 
     #[test]
@@ -257,7 +260,11 @@ mod tests {
         let lane = answers.open_lane(1);
         drop(answers.expect(lane, 1, 10, lost()));
         let mut taken = Vec::new();
-        assert!(answers.poll_take(&Context::from_waker(Waker::noop()), &mut taken).is_ready());
+        assert!(
+            answers
+                .poll_take(&Context::from_waker(Waker::noop()), &mut taken)
+                .is_ready()
+        );
         assert_eq!(taken[0].outcome, Err(Box::new(lost())));
     }
 

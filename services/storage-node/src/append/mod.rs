@@ -9,5 +9,5 @@ mod assembly;
 mod session;
 
 pub(crate) use answers::{Answer, Answers, Reply, Stored};
-pub(crate) use session::{AppendSession, BatchPart, ChannelOpening};
 pub(crate) use session::disk_full;
+pub(crate) use session::{AppendSession, BatchPart, ChannelOpening};

@@ -93,7 +93,9 @@ struct Channel {
 enum Incoming {
     Assembling(Box<Partial>),
     /// The batch is refused already; so many bytes of it are still to come.
-    Discarding { missing_bytes: usize },
+    Discarding {
+        missing_bytes: usize,
+    },
 }
 
 struct Partial {
@@ -141,7 +143,9 @@ impl AppendSession {
         if self.channels.len() >= MAX_CHANNELS {
             return Err(OpenRefused::TooMany);
         }
-        let checked = self.node.check_route(opening.group, &opening.key, Some(opening.generation));
+        let checked = self
+            .node
+            .check_route(opening.group, &opening.key, Some(opening.generation));
         let channel = Channel {
             lane: self.answers.open_lane(number),
             opening,
@@ -199,7 +203,9 @@ impl AppendSession {
         match channel.incoming.take() {
             None => return Err(stray),
             Some(Incoming::Discarding { missing_bytes }) => {
-                let left = missing_bytes.checked_sub(payload.len()).ok_or(OpenRefused::Overflow(number))?;
+                let left = missing_bytes
+                    .checked_sub(payload.len())
+                    .ok_or(OpenRefused::Overflow(number))?;
                 if left > 0 {
                     channel.incoming = Some(Incoming::Discarding { missing_bytes: left });
                     return Ok(());
@@ -265,7 +271,12 @@ impl Channel {
             Ok(leader) => leader,
             Err(error) => return pending.reply.refuse(error),
         };
-        let checked = check(&pending, &payload, crc, leader.core().settings.max_message_bytes());
+        let checked = check(
+            &pending,
+            &payload,
+            crc,
+            leader.core().settings.max_message_bytes(),
+        );
         let session = match checked {
             Ok(number) => SessionNumber { session, number },
             Err(error) => {
@@ -286,7 +297,11 @@ impl Channel {
     }
 
     fn leader(&mut self, node: &Arc<Node>) -> Result<&Arc<PartitionLeader>, PartitionError> {
-        if self.leader.as_ref().is_none_or(|leader| leader.core().has_ended()) {
+        if self
+            .leader
+            .as_ref()
+            .is_none_or(|leader| leader.core().has_ended())
+        {
             self.leader = Some(node.leader(self.opening.group)?);
         }
         self.leader.as_ref().ok_or(PartitionError::UnknownReplica {
@@ -318,7 +333,8 @@ fn check(
             pending.crc
         )));
     }
-    let view = BatchView::parse(payload.clone()).map_err(|error| PartitionError::Invalid(error.to_string()))?;
+    let view =
+        BatchView::parse(payload.clone()).map_err(|error| PartitionError::Invalid(error.to_string()))?;
     if view.len() as u64 != u64::from(pending.count) {
         return Err(PartitionError::Invalid(format!(
             "append {number} announced {} messages, its payload has {}",
@@ -328,7 +344,9 @@ fn check(
     }
     // Only a payload above the limit can hold a message above it.
     if payload.len() as u64 > max_message_bytes
-        && let Some(message) = view.iter().find(|message| message.payload().len() as u64 > max_message_bytes)
+        && let Some(message) = view
+            .iter()
+            .find(|message| message.payload().len() as u64 > max_message_bytes)
     {
         return Err(PartitionError::TooLarge {
             what: "message",

@@ -49,8 +49,14 @@ impl Piece {
 
 /// The part of `wanted` that lies in the batch.
 pub(super) fn overlap(batch: &ReadBatch, wanted: SequenceRange) -> Option<SequenceRange> {
-    let last = batch.stamp.base_sequence.advance(u64::from(batch.stamp.count.checked_sub(1)?))?;
-    SequenceRange::new(wanted.first().max(batch.stamp.base_sequence), wanted.last().min(last))
+    let last = batch
+        .stamp
+        .base_sequence
+        .advance(u64::from(batch.stamp.count.checked_sub(1)?))?;
+    SequenceRange::new(
+        wanted.first().max(batch.stamp.base_sequence),
+        wanted.last().min(last),
+    )
 }
 
 /// How much of `wanted`, which lies in the batch, fits into `bytes` of credit: its first messages, at least one.
@@ -76,7 +82,10 @@ pub(super) fn fitting(
         }
         messages += 1;
     }
-    let last = wanted.first().advance(messages.max(1) - 1).unwrap_or(wanted.first());
+    let last = wanted
+        .first()
+        .advance(messages.max(1) - 1)
+        .unwrap_or(wanted.first());
     Ok(SequenceRange::new(wanted.first(), last.min(wanted.last())).unwrap_or(wanted))
 }
 
@@ -133,7 +142,9 @@ mod tests {
         let mut builder = BatchBuilder::new();
         for index in 0..count {
             let payload = vec![index as u8; 100];
-            builder.push(&MessageParts::new(Door::GRPC, "s", &payload), []).unwrap();
+            builder
+                .push(&MessageParts::new(Door::GRPC, "s", &payload), [])
+                .unwrap();
         }
         let built = builder.finish().unwrap();
         ReadBatch::new(StoredBatch {
@@ -168,7 +179,10 @@ mod tests {
     fn as_much_is_taken_as_the_credit_allows_and_at_least_one_message() {
         assert_eq!(fitting(&mut batch(4), range(10, 13), 1).unwrap(), range(10, 10));
         assert_eq!(fitting(&mut batch(4), range(11, 13), 300).unwrap(), range(11, 12));
-        assert_eq!(fitting(&mut batch(4), range(11, 13), 1 << 20).unwrap(), range(11, 13));
+        assert_eq!(
+            fitting(&mut batch(4), range(11, 13), 1 << 20).unwrap(),
+            range(11, 13)
+        );
     }
 
     #[test]
@@ -181,7 +195,9 @@ mod tests {
     fn a_large_piece_goes_in_parts_that_make_up_the_whole() {
         let mut builder = BatchBuilder::new();
         let body = vec![7; 600 << 10];
-        builder.push(&MessageParts::new(Door::GRPC, "s", &body), []).unwrap();
+        builder
+            .push(&MessageParts::new(Door::GRPC, "s", &body), [])
+            .unwrap();
         let built = builder.finish().unwrap();
         let mut piece = Piece {
             range: range(1, 1),

@@ -35,10 +35,12 @@ impl StoredPieces {
             rest: Some(wanted),
         };
         for batch in batches {
-            pieces.add(ReadBatch::new(batch), max_bytes).map_err(|error| PartitionError::Damaged {
-                group,
-                why: error.to_string(),
-            })?;
+            pieces
+                .add(ReadBatch::new(batch), max_bytes)
+                .map_err(|error| PartitionError::Damaged {
+                    group,
+                    why: error.to_string(),
+                })?;
         }
         Ok(pieces)
     }

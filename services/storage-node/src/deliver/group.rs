@@ -107,16 +107,24 @@ impl GroupDelivery {
     }
 
     /// Lets a pull in. The stream is signalled at once, so that it looks for the first time.
-    pub(crate) fn open(&self, outbox: &Outbox, pull_id: u64, credit: Credit) -> Result<ConsumerId, PartitionError> {
+    pub(crate) fn open(
+        &self,
+        outbox: &Outbox,
+        pull_id: u64,
+        credit: Credit,
+    ) -> Result<ConsumerId, PartitionError> {
         let mut state = self.state.lock();
         if let Some(ended) = &state.ended {
             return Err(ended.clone());
         }
         let consumer = ConsumerId(state.next_consumer);
-        state.deliveries.open(consumer, 0).map_err(|_| PartitionError::Exhausted {
-            what: "the consumer group has as many pulls on this partition as it may",
-            retry_after: Duration::from_secs(1),
-        })?;
+        state
+            .deliveries
+            .open(consumer, 0)
+            .map_err(|_| PartitionError::Exhausted {
+                what: "the consumer group has as many pulls on this partition as it may",
+                retry_after: Duration::from_secs(1),
+            })?;
         state.next_consumer += 1;
         let pull = Pull {
             outbox: outbox.clone(),
@@ -190,7 +198,11 @@ impl GroupDelivery {
 
     /// What the pull may still be sent.
     pub(crate) fn credit(&self, consumer: ConsumerId) -> Credit {
-        self.state.lock().pulls.get(&consumer).map_or(Credit::default(), |pull| pull.credit)
+        self.state
+            .lock()
+            .pulls
+            .get(&consumer)
+            .map_or(Credit::default(), |pull| pull.credit)
     }
 
     /// Takes back a part of a lease that was not sent after all. With credit left it comes again; without, it goes to
@@ -258,7 +270,11 @@ impl GroupDelivery {
         if state.ended.is_some() {
             return;
         }
-        if state.deliveries.next_deadline().is_some_and(|deadline| deadline <= now) {
+        if state
+            .deliveries
+            .next_deadline()
+            .is_some_and(|deadline| deadline <= now)
+        {
             state.deliveries.expire(now);
             self.core.shared.metrics.ack_deadlines_passed.inc();
             self.hand_out(&mut state);
@@ -359,7 +375,10 @@ impl GroupState {
         let mut lease = pull.leased.pop_front()?;
         if let Some((now, later)) = split(lease.range, pull.credit.messages) {
             lease.range = now;
-            let later = Lease { range: later, ..lease };
+            let later = Lease {
+                range: later,
+                ..lease
+            };
             pull.leased.push_front(later);
         }
         Some(lease)
@@ -385,8 +404,14 @@ impl GroupState {
 
     /// First message of `ranges` that is in `refused`, if there is one.
     pub(super) fn first_refused(refused: &RangeSet, ranges: &[SequenceRange]) -> Option<Sequence> {
-        let hit = |range: &SequenceRange| refused.iter().find(|r| r.first() <= range.last() && range.first() <= r.last());
-        ranges.iter().find_map(|range| hit(range).map(|r| r.first().max(range.first())))
+        let hit = |range: &SequenceRange| {
+            refused
+                .iter()
+                .find(|r| r.first() <= range.last() && range.first() <= r.last())
+        };
+        ranges
+            .iter()
+            .find_map(|range| hit(range).map(|r| r.first().max(range.first())))
     }
 }
 

@@ -145,7 +145,12 @@ impl GroupDelivery {
         let group = Arc::clone(self);
         let done = Box::new(move |result| group.round_decided(round, result));
         let now = self.core.shared.ports.clock.now();
-        if self.core.replica.propose_commands(self.core.term, commands, now, done).is_err() {
+        if self
+            .core
+            .replica
+            .propose_commands(self.core.term, commands, now, done)
+            .is_err()
+        {
             state.deliveries.failed(round);
             state.flush_at = Some(Instant::now() + RETRY);
             self.set_alarm(state);
@@ -189,7 +194,9 @@ impl GroupDelivery {
         }
         self.set_alarm(&state);
         drop(state);
-        answers.into_iter().for_each(|(reply, result)| reply.answer(result));
+        answers
+            .into_iter()
+            .for_each(|(reply, result)| reply.answer(result));
     }
 }
 

@@ -157,7 +157,13 @@ impl DeliverSession {
             confirm_id,
         });
         let open = self.pulls.get(&pull_id).map(|pull| &pull.group);
-        let closed = || self.closed.iter().rev().find(|(id, _)| *id == pull_id).map(|(_, group)| group);
+        let closed = || {
+            self.closed
+                .iter()
+                .rev()
+                .find(|(id, _)| *id == pull_id)
+                .map(|(_, group)| group)
+        };
         match (open.or_else(closed), reply) {
             (Some(group), reply) => group.ack(ranges, reply),
             (None, Some(reply)) => {
@@ -309,7 +315,9 @@ impl DeliverSession {
         self.in_hand_bytes += pull.pieces_bytes();
         if let Some(range) = rest {
             if range == lease.range && !pull.group.credit(pull.consumer).is_used_up() {
-                failed = failed.or(Some(PartitionError::Unavailable("leased messages were not found".into())));
+                failed = failed.or(Some(PartitionError::Unavailable(
+                    "leased messages were not found".into(),
+                )));
             }
             pull.group.put_back(pull.consumer, Lease { range, ..lease });
         }

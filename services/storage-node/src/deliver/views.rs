@@ -61,7 +61,10 @@ pub(super) struct Views {
 impl Views {
     /// Takes the batch that holds `sequence` out, if it is here.
     pub(super) fn take(&mut self, group: RaftGroupId, sequence: Sequence) -> Option<ReadBatch> {
-        let place = self.batches.iter().position(|(of, batch)| *of == group && batch.holds(sequence))?;
+        let place = self
+            .batches
+            .iter()
+            .position(|(of, batch)| *of == group && batch.holds(sequence))?;
         let (_, batch) = self.batches.remove(place)?;
         self.bytes -= batch.stored.payload.len();
         Some(batch)

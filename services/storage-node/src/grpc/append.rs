@@ -78,10 +78,14 @@ impl AppendStream {
     }
 
     fn request(&mut self, request: pb::AppendRequest) -> Result<(), Status> {
-        let request = request.request.ok_or_else(|| invalid("append request is empty"))?;
+        let request = request
+            .request
+            .ok_or_else(|| invalid("append request is empty"))?;
         let Some(session) = &mut self.session else {
             let Message::Hello(hello) = request else {
-                return Err(invalid("the first message of an append stream must be its greeting"));
+                return Err(invalid(
+                    "the first message of an append stream must be its greeting",
+                ));
             };
             return self.hello(hello);
         };
@@ -97,7 +101,11 @@ impl AppendStream {
         let wire_version = agree_wire(hello.wire).map_err(Status::from)?;
         let session = id(hello.session_id)?;
         tracing::debug!(gateway = %hello.gateway, %session, "append stream opened");
-        self.session = Some(AppendSession::new(Arc::clone(&self.node), session, self.answers.clone()));
+        self.session = Some(AppendSession::new(
+            Arc::clone(&self.node),
+            session,
+            self.answers.clone(),
+        ));
         self.welcome = Some(pb::AppendWelcome {
             wire_version,
             window_bytes: self.node.shared.limits.append_window_bytes,
@@ -106,7 +114,9 @@ impl AppendStream {
     }
 
     fn hand_out(&mut self, cx: &Context<'_>) -> Poll<pb::AppendResponse> {
-        if self.taken.is_empty() && self.answers.poll_take(cx, &mut self.taken).is_pending() && self.welcome.is_none()
+        if self.taken.is_empty()
+            && self.answers.poll_take(cx, &mut self.taken).is_pending()
+            && self.welcome.is_none()
         {
             return Poll::Pending;
         }

@@ -4,7 +4,9 @@ use ptah_partition::SequenceRange;
 use ptah_proto::common::v1 as common;
 use ptah_proto::storage::v1 as pb;
 use ptah_rpc::RpcError;
-use ptah_types::{ConsumerGroupId, ErrorKind, InvalidId, PartitionKey, PartitionNumber, RaftGroupId, Sequence, StationId};
+use ptah_types::{
+    ConsumerGroupId, ErrorKind, InvalidId, PartitionKey, PartitionNumber, RaftGroupId, Sequence, StationId,
+};
 use tonic::Status;
 
 use crate::error::PartitionError;
@@ -47,7 +49,12 @@ pub(super) fn ranges(ranges: &[pb::SequenceRange]) -> Result<Vec<SequenceRange>,
     let range = |range: &pb::SequenceRange| {
         let ends = Sequence::new(range.first).zip(Sequence::new(range.last));
         ends.and_then(|(first, last)| SequenceRange::new(first, last))
-            .ok_or_else(|| invalid(format!("{}-{} is not a range of sequences", range.first, range.last)))
+            .ok_or_else(|| {
+                invalid(format!(
+                    "{}-{} is not a range of sequences",
+                    range.first, range.last
+                ))
+            })
     };
     ranges.iter().map(range).collect()
 }

@@ -73,10 +73,14 @@ impl DeliverStream {
     }
 
     fn request(&mut self, request: pb::DeliverRequest) -> Result<(), Status> {
-        let request = request.request.ok_or_else(|| invalid("deliver request is empty"))?;
+        let request = request
+            .request
+            .ok_or_else(|| invalid("deliver request is empty"))?;
         if !self.greeted {
             let Message::Hello(hello) = request else {
-                return Err(invalid("the first message of a delivery stream must be its greeting"));
+                return Err(invalid(
+                    "the first message of a delivery stream must be its greeting",
+                ));
             };
             let wire_version = agree_wire(hello.wire).map_err(Status::from)?;
             tracing::debug!(gateway = %hello.gateway, "delivery stream opened");

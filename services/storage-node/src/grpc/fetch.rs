@@ -87,7 +87,10 @@ impl Fetching {
             return Some(Err(status));
         }
         let (first, next) = bounds(&self.leader);
-        let mut response = self.parts.pop_front().map_or_else(pb::FetchResponse::default, part_response);
+        let mut response = self
+            .parts
+            .pop_front()
+            .map_or_else(pb::FetchResponse::default, part_response);
         self.done = response.count == 0;
         response.first_sequence = first.get();
         response.next_sequence = next.get();
@@ -117,7 +120,8 @@ impl Fetching {
 }
 
 fn bounds(leader: &PartitionLeader) -> (Sequence, Sequence) {
-    let bounds = |partition: &ptah_partition::Partition| (partition.first_sequence(), partition.next_sequence());
+    let bounds =
+        |partition: &ptah_partition::Partition| (partition.first_sequence(), partition.next_sequence());
     leader.core().replica.with_partition(bounds)
 }
 

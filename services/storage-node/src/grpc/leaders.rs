@@ -11,16 +11,19 @@ pub(super) fn leaders(
     watch: LeaderWatch,
     stopping: Stopping,
 ) -> impl Stream<Item = Result<pb::WatchLeadersResponse, Status>> {
-    stream::unfold((watch, stopping, true), |(mut watch, stopping, full)| async move {
-        let changes = tokio::select! {
-            biased;
-            () = stopping.cancelled() => None,
-            changes = watch.next() => changes,
-        }?;
-        let leaders = changes.into_iter().map(leader_info).collect();
-        let response = pb::WatchLeadersResponse { full, leaders };
-        Some((Ok(response), (watch, stopping, false)))
-    })
+    stream::unfold(
+        (watch, stopping, true),
+        |(mut watch, stopping, full)| async move {
+            let changes = tokio::select! {
+                biased;
+                () = stopping.cancelled() => None,
+                changes = watch.next() => changes,
+            }?;
+            let leaders = changes.into_iter().map(leader_info).collect();
+            let response = pb::WatchLeadersResponse { full, leaders };
+            Some((Ok(response), (watch, stopping, false)))
+        },
+    )
 }
 
 fn leader_info(of: GroupLeadership) -> pb::LeaderInfo {

@@ -53,7 +53,11 @@ impl PartitionService for PartitionGrpc {
         &self,
         request: Request<Streaming<pb::AppendRequest>>,
     ) -> Result<Response<AppendStream>, Status> {
-        let stream = AppendStream::new(Arc::clone(&self.node), request.into_inner(), self.stopping.clone());
+        let stream = AppendStream::new(
+            Arc::clone(&self.node),
+            request.into_inner(),
+            self.stopping.clone(),
+        );
         Ok(Response::new(stream))
     }
 
@@ -61,7 +65,11 @@ impl PartitionService for PartitionGrpc {
         &self,
         request: Request<Streaming<pb::DeliverRequest>>,
     ) -> Result<Response<DeliverStream>, Status> {
-        let stream = DeliverStream::new(Arc::clone(&self.node), request.into_inner(), self.stopping.clone());
+        let stream = DeliverStream::new(
+            Arc::clone(&self.node),
+            request.into_inner(),
+            self.stopping.clone(),
+        );
         Ok(Response::new(stream))
     }
 
@@ -73,9 +81,14 @@ impl PartitionService for PartitionGrpc {
         let group = group_ref(request.group)?;
         let config = request.config.ok_or_else(|| invalid("config is missing"))?;
         let spec = group_spec(&request.name, config)?;
-        self.node.check_route(group.group, &group.key, None).map_err(status)?;
+        self.node
+            .check_route(group.group, &group.key, None)
+            .map_err(status)?;
         let leader = self.node.leader(group.group).map_err(status)?;
-        leader.ensure_group(group.consumer_group, spec).await.map_err(status)?;
+        leader
+            .ensure_group(group.consumer_group, spec)
+            .await
+            .map_err(status)?;
         Ok(Response::new(pb::EnsureGroupResponse {}))
     }
 
@@ -86,25 +99,34 @@ impl PartitionService for PartitionGrpc {
         let request = request.into_inner();
         let group = group_ref(request.group)?;
         let ranges = ranges(&request.ranges)?;
-        self.node.check_route(group.group, &group.key, None).map_err(status)?;
+        self.node
+            .check_route(group.group, &group.key, None)
+            .map_err(status)?;
         let leader = self.node.leader(group.group).map_err(status)?;
         let deliveries = leader.group(group.consumer_group).map_err(status)?;
         let (sender, receiver) = oneshot::channel();
         deliveries.ack(ranges, Some(AckReply::Call(sender)));
         let unknown = PartitionError::OutcomeUnknown { group: group.group };
         let acked = tokio::time::timeout(self.node.shared.limits.append_deadline, receiver).await;
-        acked.ok().and_then(Result::ok).unwrap_or(Err(unknown)).map_err(status)?;
+        acked
+            .ok()
+            .and_then(Result::ok)
+            .unwrap_or(Err(unknown))
+            .map_err(status)?;
         Ok(Response::new(pb::AckMessagesResponse {}))
     }
 
-    async fn fetch(
-        &self,
-        request: Request<pb::FetchRequest>,
-    ) -> Result<Response<Self::FetchStream>, Status> {
+    async fn fetch(&self, request: Request<pb::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
         let plan = FetchPlan::try_from(request.into_inner())?;
-        self.node.check_route(plan.group, &plan.key, None).map_err(status)?;
+        self.node
+            .check_route(plan.group, &plan.key, None)
+            .map_err(status)?;
         let leader = self.node.leader(plan.group).map_err(status)?;
-        Ok(Response::new(Box::pin(fetch(Arc::clone(&self.node), leader, plan))))
+        Ok(Response::new(Box::pin(fetch(
+            Arc::clone(&self.node),
+            leader,
+            plan,
+        ))))
     }
 
     async fn describe_partitions(

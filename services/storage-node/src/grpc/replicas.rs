@@ -28,7 +28,10 @@ impl ReplicaService for ReplicaGrpc {
         request: Request<pb::ApplyPlacementRequest>,
     ) -> Result<Response<pb::ApplyPlacementResponse>, Status> {
         let order = PlacementOrder::try_from(request.into_inner()).map_err(|error| to_status(&error))?;
-        self.keeper.carry_out(order).await.map_err(|error| to_status(&error))?;
+        self.keeper
+            .carry_out(order)
+            .await
+            .map_err(|error| to_status(&error))?;
         Ok(Response::new(pb::ApplyPlacementResponse {}))
     }
 }

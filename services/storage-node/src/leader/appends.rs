@@ -87,7 +87,9 @@ impl Appends {
 
     /// Nearly always the front.
     fn place(&self, base_sequence: Sequence) -> Option<usize> {
-        self.in_flight.iter().position(|entry| entry.stamp.base_sequence == base_sequence)
+        self.in_flight
+            .iter()
+            .position(|entry| entry.stamp.base_sequence == base_sequence)
     }
 
     fn poison(&mut self) {
@@ -143,7 +145,10 @@ impl PartitionLeader {
         let leader = Arc::clone(self);
         let base_sequence = stamp.base_sequence;
         let done = Box::new(move |result| leader.decided(base_sequence, result));
-        if let Err(error) = core.replica.propose_batch(core.term, &stamp, append.payload, append.crc, done) {
+        if let Err(error) = core
+            .replica
+            .propose_batch(core.term, &stamp, append.payload, append.crc, done)
+        {
             appends.poison();
             let barrier = appends.wants_barrier();
             append.reply.refuse(core.refusal(error));
@@ -191,7 +196,9 @@ impl PartitionLeader {
 
     fn answer(&self, entry: InFlight, result: Result<Committed, ProposeError>) {
         let metrics = &self.core.shared.metrics;
-        metrics.append_seconds.observe(entry.since.elapsed().as_secs_f64());
+        metrics
+            .append_seconds
+            .observe(entry.since.elapsed().as_secs_f64());
         match result {
             Ok(_) => {
                 metrics.append_batches.inc();
@@ -206,7 +213,10 @@ impl PartitionLeader {
                     reply.answer(Ok(stored));
                 }
                 stored.duplicate = true;
-                entry.retries.into_iter().for_each(|reply| reply.answer(Ok(stored)));
+                entry
+                    .retries
+                    .into_iter()
+                    .for_each(|reply| reply.answer(Ok(stored)));
             }
             Err(error) => {
                 metrics.appends_failed.inc();

@@ -75,7 +75,11 @@ impl LeaderCore {
 
     /// The refusal of a call that came to the wrong node, with the way to the right one.
     pub(crate) fn not_leader(&self) -> PartitionError {
-        let leader = self.replica.leadership().leader.filter(|leader| *leader != self.replica.node());
+        let leader = self
+            .replica
+            .leadership()
+            .leader
+            .filter(|leader| *leader != self.replica.node());
         self.shared.not_leader(self.replica.group(), leader)
     }
 

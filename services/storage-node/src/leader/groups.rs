@@ -48,16 +48,22 @@ impl PartitionLeader {
         if let Some(group) = groups.get(&id) {
             return Ok(Arc::clone(group));
         }
-        let group = GroupDelivery::begin(Arc::clone(&self.core), id).ok_or(PartitionError::UnknownGroup(id))?;
+        let group =
+            GroupDelivery::begin(Arc::clone(&self.core), id).ok_or(PartitionError::UnknownGroup(id))?;
         groups.insert(id, Arc::clone(&group));
         Ok(group)
     }
 
     /// Makes a consumer group, or gives an existing one the settings that may change. Answers after commit.
-    pub(crate) async fn ensure_group(&self, id: ConsumerGroupId, spec: GroupSpec) -> Result<(), PartitionError> {
-        let same = self.core.replica.with_partition(|partition| {
-            partition.group(id).is_some_and(|group| *group.spec() == spec)
-        });
+    pub(crate) async fn ensure_group(
+        &self,
+        id: ConsumerGroupId,
+        spec: GroupSpec,
+    ) -> Result<(), PartitionError> {
+        let same = self
+            .core
+            .replica
+            .with_partition(|partition| partition.group(id).is_some_and(|group| *group.spec() == spec));
         if same && !self.core.has_ended() {
             return Ok(());
         }
@@ -73,7 +79,10 @@ impl PartitionLeader {
             .propose_commands(self.core.term, commands, now, done)
             .map_err(|error| self.core.refusal(error))?;
         let decided = tokio::time::timeout(self.core.shared.limits.append_deadline, receiver).await;
-        let decided = decided.ok().and_then(Result::ok).unwrap_or(Err(ProposeError::OutcomeUnknown));
+        let decided = decided
+            .ok()
+            .and_then(Result::ok)
+            .unwrap_or(Err(ProposeError::OutcomeUnknown));
         ensured(decided.map_err(|error| self.core.refusal(error))?)?;
         if let Some(group) = self.groups.read().get(&id) {
             group.configure(settings.0, settings.1);

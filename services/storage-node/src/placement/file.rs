@@ -176,7 +176,11 @@ fn encode(placement: &Placement) -> Vec<u8> {
         disk_id: placement.owner.disk_id.clone(),
         epoch: placement.fence.epoch,
         revision: placement.fence.revision,
-        peers: placement.peers.iter().map(|(n, a)| (n.get(), a.clone())).collect(),
+        peers: placement
+            .peers
+            .iter()
+            .map(|(n, a)| (n.get(), a.clone()))
+            .collect(),
         replicas: placement
             .replicas
             .iter()
@@ -212,13 +216,17 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Placement, PlacementFileError> {
     };
     let end = bytes.iter().take(64).position(|byte| *byte == b'\n');
     let end = end.ok_or_else(|| damaged("it has no header line".to_owned()))?;
-    let header = std::str::from_utf8(&bytes[..end]).map_err(|_| damaged("its header is not text".to_owned()))?;
+    let header =
+        std::str::from_utf8(&bytes[..end]).map_err(|_| damaged("its header is not text".to_owned()))?;
     let mut words = header.split(' ');
-    let (Some(MAGIC), Some(version), Some(crc), None) = (words.next(), words.next(), words.next(), words.next())
+    let (Some(MAGIC), Some(version), Some(crc), None) =
+        (words.next(), words.next(), words.next(), words.next())
     else {
         return Err(damaged(format!("its header is {header:?}")));
     };
-    let found: u32 = version.parse().map_err(|_| damaged(format!("its version is {version:?}")))?;
+    let found: u32 = version
+        .parse()
+        .map_err(|_| damaged(format!("its version is {version:?}")))?;
     if found > VERSION {
         let path = path.to_owned();
         return Err(PlacementFileError::Newer { path, found });
@@ -344,7 +352,10 @@ mod tests {
     fn the_form_on_disk_does_not_move() {
         let text = String::from_utf8(encode(&placement())).unwrap();
         let (header, body) = text.split_once('\n').unwrap();
-        assert_eq!(header, format!("ptah-placement 1 {:08x}", crc32c(body.as_bytes())));
+        assert_eq!(
+            header,
+            format!("ptah-placement 1 {:08x}", crc32c(body.as_bytes()))
+        );
         let value: serde_json::Value = serde_json::from_str(body).unwrap();
         let expected = serde_json::json!({
             "cluster": "07070707-0707-4707-8707-070707070707", "node": 3, "disk_id": "00ff",
@@ -364,7 +375,10 @@ mod tests {
             assert!(decode(Path::new("placement"), &bad).is_err(), "byte {place}");
         }
         for len in 0..good.len() {
-            assert!(decode(Path::new("placement"), &good[..len]).is_err(), "length {len}");
+            assert!(
+                decode(Path::new("placement"), &good[..len]).is_err(),
+                "length {len}"
+            );
         }
     }
 }

@@ -119,10 +119,12 @@ impl PlacementKeeper {
     /// Carries an order out; it is on disk when this returns, and replicas are being opened and removed.
     pub(crate) async fn carry_out(&self, order: PlacementOrder) -> Result<(), OrderError> {
         let (sender, receiver) = oneshot::channel();
-        self.orders.try_send((order, sender)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => OrderError::Busy,
-            mpsc::error::TrySendError::Closed(_) => OrderError::Stopping,
-        })?;
+        self.orders
+            .try_send((order, sender))
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => OrderError::Busy,
+                mpsc::error::TrySendError::Closed(_) => OrderError::Stopping,
+            })?;
         match tokio::time::timeout(ORDER_DEADLINE, receiver).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(OrderError::Stopping),
@@ -239,11 +241,17 @@ impl PlacementTask {
     async fn note_states(&mut self) {
         let mut noted = self.placement.clone();
         let statuses = self.node.host.replicas();
-        let opening = statuses.iter().filter(|status| status.state == ReplicaState::Opening).count();
+        let opening = statuses
+            .iter()
+            .filter(|status| status.state == ReplicaState::Opening)
+            .count();
         if opening == 0 {
             self.ready.ready();
         } else {
-            self.ready.not_ready(format!("{opening} of {} replicas are being opened", statuses.len()));
+            self.ready.not_ready(format!(
+                "{opening} of {} replicas are being opened",
+                statuses.len()
+            ));
         }
         for status in statuses {
             let Some(placed) = noted.replicas.get_mut(&status.group) else {

@@ -129,8 +129,14 @@ mod tests {
     #[test]
     fn an_order_older_than_the_last_one_changes_nothing() {
         let placement = merge(&empty(), order(2, 5)).unwrap();
-        assert!(matches!(merge(&placement, order(2, 4)), Err(MergeError::Stale { .. })));
-        assert!(matches!(merge(&placement, order(1, 9)), Err(MergeError::Stale { .. })));
+        assert!(matches!(
+            merge(&placement, order(2, 4)),
+            Err(MergeError::Stale { .. })
+        ));
+        assert!(matches!(
+            merge(&placement, order(1, 9)),
+            Err(MergeError::Stale { .. })
+        ));
         assert!(merge(&placement, order(2, 5)).is_ok());
         assert!(merge(&placement, order(3, 1)).is_ok());
     }

@@ -12,7 +12,9 @@ async fn batches_are_stored_in_order_without_a_gap() {
     let mut appender = node.appender().await;
     appender.channel(1, group_id(1)).await;
     for number in 1..=20 {
-        appender.send(1, number, &batch(&numbered(number * 3 - 2, 3))).await;
+        appender
+            .send(1, number, &batch(&numbered(number * 3 - 2, 3)))
+            .await;
     }
     for number in 1..=20 {
         let (answered, stored) = appender.stored().await;
@@ -72,7 +74,10 @@ async fn a_gap_is_refused_with_the_number_that_is_expected_after_earlier_answers
     appender.send(1, 2, &batch(&["b"])).await;
     assert_eq!(appender.stored().await.0, 1);
     let refused = appender.refused().await;
-    assert_eq!((refused.number, refused.kind, refused.expected_number), (3, ErrorKind::Conflict, 2));
+    assert_eq!(
+        (refused.number, refused.kind, refused.expected_number),
+        (3, ErrorKind::Conflict, 2)
+    );
     assert_eq!(appender.stored().await.0, 2);
     assert_eq!(node.everything().await, ["a", "b"]);
 }
@@ -84,7 +89,10 @@ async fn an_unknown_session_must_begin_with_number_one() {
     appender.channel(1, group_id(1)).await;
     appender.send(1, 4, &batch(&["late"])).await;
     let refused = appender.refused().await;
-    assert_eq!((refused.kind, refused.expected_number), (ErrorKind::OutcomeUnknown, 1));
+    assert_eq!(
+        (refused.kind, refused.expected_number),
+        (ErrorKind::OutcomeUnknown, 1)
+    );
 }
 
 #[tokio::test]
@@ -152,7 +160,10 @@ async fn openings_of_unknown_groups_and_older_generations_are_refused() {
     assert_eq!((unknown.number, unknown.kind), (0, ErrorKind::NotFound));
     appender.channel_of(2, group_id(1), 0).await;
     let stale = appender.refused().await;
-    assert_eq!((stale.number, stale.kind, stale.expected_number), (0, ErrorKind::Conflict, 0));
+    assert_eq!(
+        (stale.number, stale.kind, stale.expected_number),
+        (0, ErrorKind::Conflict, 0)
+    );
 }
 
 #[tokio::test]

@@ -3,19 +3,28 @@
 use ptah_proto::common::v1::ErrorKind;
 
 use crate::harness::{
-    ACK_DEADLINE_MS, Deliverer, Received, Said, TestNode, consumer_group, group_id, leader, numbered, soon, until,
+    ACK_DEADLINE_MS, Deliverer, Received, Said, TestNode, consumer_group, group_id, leader, numbered, soon,
+    until,
 };
 
 const PLENTY: u64 = 64 << 20;
 
 fn all_payloads(received: &[Received]) -> Vec<String> {
-    received.iter().flat_map(|delivery| delivery.payloads.clone()).collect()
+    received
+        .iter()
+        .flat_map(|delivery| delivery.payloads.clone())
+        .collect()
 }
 
 async fn progress(node: &TestNode, group: u64) -> ptah_rpc::clients::ConsumerGroupProgress {
     let described = node.client().describe_partitions(&[group_id(1)]).await.unwrap();
     let wanted = consumer_group(group).consumer_group;
-    described[0].consumer_groups.iter().find(|progress| progress.consumer_group == wanted).unwrap().clone()
+    described[0]
+        .consumer_groups
+        .iter()
+        .find(|progress| progress.consumer_group == wanted)
+        .copied()
+        .unwrap()
 }
 
 #[tokio::test]
@@ -27,9 +36,18 @@ async fn stored_messages_are_delivered_in_order_and_then_the_pull_is_idle() {
     deliverer.pull(1, 1, 100, PLENTY).await;
     let received = deliverer.collect(10).await;
     assert_eq!(all_payloads(&received), numbered(1, 10));
-    assert_eq!(received.iter().map(|r| (r.first, r.delivery_count)).collect::<Vec<_>>(), [(1, 1), (6, 1)]);
+    assert_eq!(
+        received
+            .iter()
+            .map(|r| (r.first, r.delivery_count))
+            .collect::<Vec<_>>(),
+        [(1, 1), (6, 1)]
+    );
     let idle = deliverer.idle().await;
-    assert_eq!((idle.pull_id, idle.unacknowledged, idle.next_sequence), (1, 10, 11));
+    assert_eq!(
+        (idle.pull_id, idle.unacknowledged, idle.next_sequence),
+        (1, 10, 11)
+    );
 }
 
 #[tokio::test]
@@ -119,7 +137,10 @@ async fn acks_that_nobody_waits_for_are_stored_as_well() {
     for sequence in 1..=5 {
         deliverer.ack(1, sequence, sequence, 0).await;
     }
-    until("acks to be stored", || async { (progress(&node, 1).await.pending == 0).then_some(()) }).await;
+    until("acks to be stored", || async {
+        (progress(&node, 1).await.pending == 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -133,7 +154,10 @@ async fn a_message_that_is_not_acknowledged_in_time_comes_again_with_its_count()
     assert_eq!((first.first, first.delivery_count), (1, 1));
     deliverer.ack(1, 1, 1, 0).await;
     let again = deliverer.messages().await;
-    assert_eq!((again.first, again.payloads, again.delivery_count), (2, numbered(2, 1), 2));
+    assert_eq!(
+        (again.first, again.payloads, again.delivery_count),
+        (2, numbered(2, 1), 2)
+    );
     let once_more = deliverer.messages().await;
     assert_eq!((once_more.first, once_more.delivery_count), (2, 3));
 }
@@ -164,7 +188,10 @@ async fn a_closed_pull_gives_back_what_no_client_got_and_keeps_the_rest() {
     assert_eq!(deliverer.closed().await, (1, None));
     deliverer.pull(2, 1, 100, PLENTY).await;
     let received = deliverer.messages().await;
-    assert_eq!((received.first, received.payloads, received.delivery_count), (3, numbered(3, 2), 1));
+    assert_eq!(
+        (received.first, received.payloads, received.delivery_count),
+        (3, numbered(3, 2), 1)
+    );
     assert_eq!(deliverer.idle().await.unacknowledged, 4);
 }
 
@@ -196,13 +223,22 @@ async fn what_a_lost_gateway_held_goes_to_another_with_its_count() {
     other.pull(1, 1, 100, PLENTY).await;
     let received = other.collect(3).await;
     assert_eq!(all_payloads(&received), numbered(1, 3));
-    assert!(received.iter().all(|delivery| delivery.delivery_count == 2), "{received:?}");
+    assert!(
+        received.iter().all(|delivery| delivery.delivery_count == 2),
+        "{received:?}"
+    );
 }
 
 #[tokio::test]
 async fn two_pulls_of_a_group_share_its_messages_and_two_groups_get_all() {
     let (_control, node) = leader().await;
-    node.store(1, &(0..50).map(|batch| numbered(batch * 20 + 1, 20)).collect::<Vec<_>>()).await;
+    node.store(
+        1,
+        &(0..50)
+            .map(|batch| numbered(batch * 20 + 1, 20))
+            .collect::<Vec<_>>(),
+    )
+    .await;
     node.ensure(1, ACK_DEADLINE_MS, 10_000).await;
     node.ensure(2, ACK_DEADLINE_MS, 10_000).await;
     let mut deliverer = node.deliverer().await;
@@ -242,9 +278,15 @@ async fn a_call_acknowledges_without_a_stream_and_refuses_what_is_not_stored() {
         last: ptah_types::Sequence::new(last).unwrap(),
     };
     let client = node.client();
-    client.ack_messages(&consumer_group(1), &[range(1, 2)]).await.unwrap();
+    client
+        .ack_messages(&consumer_group(1), &[range(1, 2)])
+        .await
+        .unwrap();
     assert_eq!(progress(&node, 1).await.ack_floor.get(), 3);
-    let refused = client.ack_messages(&consumer_group(1), &[range(9, 9)]).await.unwrap_err();
+    let refused = client
+        .ack_messages(&consumer_group(1), &[range(9, 9)])
+        .await
+        .unwrap_err();
     assert_eq!(refused.kind, ptah_types::ErrorKind::InvalidArgument, "{refused}");
     let mut deliverer = node.deliverer().await;
     deliverer.pull(1, 1, 10, PLENTY).await;
@@ -254,7 +296,9 @@ async fn a_call_acknowledges_without_a_stream_and_refuses_what_is_not_stored() {
 #[tokio::test]
 async fn a_slow_reader_holds_up_nobody_and_gets_everything_in_the_end() {
     let (_control, node) = leader().await;
-    let large: Vec<Vec<String>> = (10..34).map(|i: u32| vec![i.to_string().repeat(450_000)]).collect();
+    let large: Vec<Vec<String>> = (10..34)
+        .map(|i: u32| vec![i.to_string().repeat(450_000)])
+        .collect();
     node.store(1, &large).await;
     node.ensure(1, ACK_DEADLINE_MS, 10_000).await;
     node.ensure(2, ACK_DEADLINE_MS, 10_000).await;

@@ -1,6 +1,10 @@
 //! Real storage nodes in this process, spoken to as gateways and control planes do: over gRPC, on free ports.
 
-#![allow(clippy::large_futures, reason = "tests await whole conversations")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::large_futures,
+    reason = "tests may panic, and await whole conversations"
+)]
 
 mod append;
 mod deliver;

@@ -19,12 +19,22 @@ async fn a_first_start_takes_the_cluster_from_the_control_plane() {
 async fn reports_tell_replicas_and_the_placement_carried_out() {
     let (control, _node) = leader().await;
     let report = control.report("an open replica", |report| {
-        report.replicas.iter().any(|replica| replica.state() == ReplicaState::Open && replica.initialized)
+        report
+            .replicas
+            .iter()
+            .any(|replica| replica.state() == ReplicaState::Open && replica.initialized)
     });
     let report = report.await;
     assert_eq!((report.placement_epoch, report.placement_revision), (1, 1));
     let replica = &report.replicas[0];
-    assert_eq!((replica.group_id, replica.replica_id, replica.voter_replica_ids.clone()), (1, 1, vec![1]));
+    assert_eq!(
+        (
+            replica.group_id,
+            replica.replica_id,
+            replica.voter_replica_ids.clone()
+        ),
+        (1, 1, vec![1])
+    );
 }
 
 #[tokio::test]
@@ -54,7 +64,11 @@ async fn a_tombstone_removes_the_replica_and_its_data() {
         revision: 2,
     });
     node.place(&remove).await.unwrap();
-    control.report("no replica", |report| report.placement_revision == 2 && report.replicas.is_empty()).await;
+    control
+        .report("no replica", |report| {
+            report.placement_revision == 2 && report.replicas.is_empty()
+        })
+        .await;
     let hex = group_id(1).to_hex();
     let of_group = |path: &std::path::PathBuf| path.iter().any(|part| *part == *hex);
     let left: Vec<_> = node.disk.files().into_iter().filter(of_group).collect();
@@ -70,7 +84,10 @@ async fn another_nodes_directory_is_refused_untouched() {
     let mut thief = TestNode::new(2, &control);
     thief.disk = owner.disk.clone();
     let error = format!("{:#}", thief.start().await.unwrap_err());
-    assert!(error.contains("belongs to node 1") && error.contains("configured as node 2"), "{error}");
+    assert!(
+        error.contains("belongs to node 1") && error.contains("configured as node 2"),
+        "{error}"
+    );
     assert_eq!(contents(&owner), before);
 }
 
@@ -106,8 +123,12 @@ async fn a_directory_that_lost_its_data_or_its_placement_is_refused() {
     assert!(disk.delete(placement));
     let error = format!("{:#}", node.start().await.unwrap_err());
     assert!(error.contains("no file `placement`"), "{error}");
-    disk.as_disk().remove_dir_all(std::path::Path::new("/data")).unwrap();
-    disk.as_disk().create_dir_all(std::path::Path::new("/data")).unwrap();
+    disk.as_disk()
+        .remove_dir_all(std::path::Path::new("/data"))
+        .unwrap();
+    disk.as_disk()
+        .create_dir_all(std::path::Path::new("/data"))
+        .unwrap();
     disk.as_disk().create(placement).unwrap();
     disk.overwrite(placement, saved);
     let error = format!("{:#}", node.start().await.unwrap_err());
@@ -132,7 +153,8 @@ async fn a_refusal_while_the_node_runs_stops_it_with_the_reason() {
     node.stop().await;
     let refusing = ControlPlane::start().await;
     refusing.refuse("node 1 runs elsewhere with another disk");
-    node.config.control_plane_addresses = ptah_service::List(vec!["127.0.0.1:1".to_owned(), refusing.address()]);
+    node.config.control_plane_addresses =
+        ptah_service::List(vec!["127.0.0.1:1".to_owned(), refusing.address()]);
     let refused = node.start().await;
     let text = match refused {
         Err(error) => format!("{error:#}"),
@@ -145,5 +167,8 @@ async fn a_refusal_while_the_node_runs_stops_it_with_the_reason() {
 /// Everything on the disk.
 fn contents(node: &TestNode) -> Vec<(std::path::PathBuf, Option<Vec<u8>>)> {
     let files = node.disk.files();
-    files.into_iter().map(|path| (path.clone(), node.disk.contents(&path))).collect()
+    files
+        .into_iter()
+        .map(|path| (path.clone(), node.disk.contents(&path)))
+        .collect()
 }

@@ -24,7 +24,11 @@ async fn three() -> (ControlPlane, Vec<TestNode>) {
 /// Place of the node that leads.
 async fn leading(nodes: &[TestNode], but_not: Option<usize>) -> usize {
     until("a leader", || async {
-        for (place, node) in nodes.iter().enumerate().filter(|(place, _)| Some(*place) != but_not) {
+        for (place, node) in nodes
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| Some(*place) != but_not)
+        {
             let described = node.client().describe_partitions(&[group_id(1)]).await;
             if described.is_ok_and(|described| !described.is_empty()) {
                 return Some(place);
@@ -49,7 +53,10 @@ async fn a_follower_refuses_and_names_the_leader() {
         refused.error.leader
     })
     .await;
-    assert_eq!((hint.node_id, hint.address), (nodes[leader].id.get(), nodes[leader].address()));
+    assert_eq!(
+        (hint.node_id, hint.address),
+        (nodes[leader].id.get(), nodes[leader].address())
+    );
 }
 
 #[tokio::test]
@@ -84,7 +91,11 @@ async fn a_retry_at_the_next_leader_is_stored_once_and_pulls_are_told_to_move() 
         sequences.extend(received.first..received.first + received.payloads.len() as u64);
     }
     sequences.sort_unstable();
-    assert_eq!(sequences, [2, 3, 4], "the confirmed ack holds, everything else is delivered");
+    assert_eq!(
+        sequences,
+        [2, 3, 4],
+        "the confirmed ack holds, everything else is delivered"
+    );
 }
 
 #[tokio::test]
@@ -100,7 +111,10 @@ async fn pulls_at_a_node_that_stops_are_closed() {
         match message {
             Ok(crate::harness::Said::Closed(closed)) => {
                 let kind = closed.error.unwrap().kind();
-                assert!(matches!(kind, ErrorKind::NotLeader | ErrorKind::Unavailable), "{kind:?}");
+                assert!(
+                    matches!(kind, ErrorKind::NotLeader | ErrorKind::Unavailable),
+                    "{kind:?}"
+                );
             }
             Ok(other) => panic!("{other:?}"),
             Err(status) => assert_eq!(status.code(), tonic::Code::Unavailable, "{status}"),
@@ -123,7 +137,9 @@ async fn answered_appends_survive_a_leader_that_loses_power_under_load() {
     let mut answered = 0;
     while answered < 150 {
         answered = appender.stored().await.0;
-        appender.send(1, answered + 64, &batch(&numbered(answered + 64, 1))).await;
+        appender
+            .send(1, answered + 64, &batch(&numbered(answered + 64, 1)))
+            .await;
     }
     nodes[leader].lose_power().await;
     let next = leading(&nodes, Some(leader)).await;

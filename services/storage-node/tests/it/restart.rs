@@ -124,7 +124,11 @@ async fn a_nearly_full_disk_refuses_messages_takes_acks_and_recovers() {
 
 fn used_bytes(node: &TestNode) -> u64 {
     let files = node.disk.files();
-    files.iter().filter_map(|path| node.disk.contents(path)).map(|contents| contents.len() as u64).sum()
+    files
+        .iter()
+        .filter_map(|path| node.disk.contents(path))
+        .map(|contents| contents.len() as u64)
+        .sum()
 }
 
 #[tokio::test]

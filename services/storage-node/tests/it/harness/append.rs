@@ -52,7 +52,9 @@ impl Appender {
     }
 
     pub(crate) async fn say(&self, request: Request) {
-        let request = pb::AppendRequest { request: Some(request) };
+        let request = pb::AppendRequest {
+            request: Some(request),
+        };
         self.requests.send(request).await.unwrap();
     }
 
@@ -83,7 +85,8 @@ impl Appender {
         while sent < batch.payload.len() {
             let end = (sent + part_bytes).min(batch.payload.len());
             let payload = batch.payload.slice(sent..end);
-            self.say(Request::Fragment(pb::AppendFragment { channel, payload })).await;
+            self.say(Request::Fragment(pb::AppendFragment { channel, payload }))
+                .await;
             sent = end;
         }
     }

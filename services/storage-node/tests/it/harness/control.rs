@@ -69,8 +69,21 @@ impl ControlPlane {
     }
 
     /// Waits for a report that `wanted` likes.
-    pub(crate) async fn report(&self, what: &str, wanted: impl Fn(&pb::NodeReport) -> bool) -> pb::NodeReport {
-        until(what, || async { self.state.lock().reports.iter().rev().find(|report| wanted(report)).cloned() }).await
+    pub(crate) async fn report(
+        &self,
+        what: &str,
+        wanted: impl Fn(&pb::NodeReport) -> bool,
+    ) -> pb::NodeReport {
+        until(what, || async {
+            self.state
+                .lock()
+                .reports
+                .iter()
+                .rev()
+                .find(|report| wanted(report))
+                .cloned()
+        })
+        .await
     }
 }
 

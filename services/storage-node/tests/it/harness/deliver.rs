@@ -49,7 +49,10 @@ impl Deliverer {
             wire: Some(wire_range()),
         };
         let hello = Some(Request::Hello(hello));
-        requests.send(pb::DeliverRequest { request: hello }).await.unwrap();
+        requests
+            .send(pb::DeliverRequest { request: hello })
+            .await
+            .unwrap();
         let first = soon("a welcome", responses.message()).await.unwrap().unwrap();
         assert!(matches!(first.response, Some(Response::Welcome(_))), "{first:?}");
         Self {
@@ -60,7 +63,9 @@ impl Deliverer {
     }
 
     async fn say(&self, request: Request) {
-        let request = pb::DeliverRequest { request: Some(request) };
+        let request = pb::DeliverRequest {
+            request: Some(request),
+        };
         self.requests.send(request).await.unwrap();
     }
 
@@ -75,17 +80,34 @@ impl Deliverer {
     }
 
     pub(crate) async fn credit(&self, pull_id: u64, messages: u32, bytes: u64) {
-        self.say(Request::Credit(pb::DeliverCredit { pull_id, messages, bytes })).await;
+        self.say(Request::Credit(pb::DeliverCredit {
+            pull_id,
+            messages,
+            bytes,
+        }))
+        .await;
     }
 
     pub(crate) async fn ack(&self, pull_id: u64, first: u64, last: u64, confirm_id: u64) {
         let ranges = vec![pb::SequenceRange { first, last }];
-        self.say(Request::Ack(pb::DeliverAck { pull_id, ranges, confirm_id })).await;
+        self.say(Request::Ack(pb::DeliverAck {
+            pull_id,
+            ranges,
+            confirm_id,
+        }))
+        .await;
     }
 
     pub(crate) async fn close(&self, pull_id: u64, unsent: &[(u64, u64)]) {
-        let unsent = unsent.iter().map(|(first, last)| pb::SequenceRange { first: *first, last: *last }).collect();
-        self.say(Request::Close(pb::DeliverClose { pull_id, unsent })).await;
+        let unsent = unsent
+            .iter()
+            .map(|(first, last)| pb::SequenceRange {
+                first: *first,
+                last: *last,
+            })
+            .collect();
+        self.say(Request::Close(pb::DeliverClose { pull_id, unsent }))
+            .await;
     }
 
     /// The next thing that the node says; parts are put together and checked.
@@ -115,7 +137,11 @@ impl Deliverer {
     fn take(&mut self, part: pb::Delivery) -> Option<Received> {
         let partial = self.partial.entry(part.pull_id).or_default();
         assert_eq!(part.offset as usize, partial.len(), "parts come in order");
-        assert!(part.payload.len() <= 256 << 10, "a part of {} bytes", part.payload.len());
+        assert!(
+            part.payload.len() <= 256 << 10,
+            "a part of {} bytes",
+            part.payload.len()
+        );
         partial.extend_from_slice(&part.payload);
         if partial.len() < part.total_bytes as usize {
             return None;

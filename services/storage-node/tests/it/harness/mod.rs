@@ -44,7 +44,9 @@ pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut chec
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
-    waited.await.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"))
+    waited
+        .await
+        .unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"))
 }
 
 /// Waits for something that must come.
@@ -98,7 +100,9 @@ pub(crate) fn group_config(ack_deadline_ms: u32, max_in_flight: u32) -> Consumer
 pub(crate) fn batch<P: AsRef<[u8]>>(payloads: &[P]) -> Batch {
     let mut builder = BatchBuilder::new();
     for payload in payloads {
-        builder.push(&MessageParts::new(Door::GRPC, "orders", payload.as_ref()), []).unwrap();
+        builder
+            .push(&MessageParts::new(Door::GRPC, "orders", payload.as_ref()), [])
+            .unwrap();
     }
     builder.finish().unwrap()
 }
@@ -106,12 +110,16 @@ pub(crate) fn batch<P: AsRef<[u8]>>(payloads: &[P]) -> Batch {
 /// Payloads of an encoded batch.
 pub(crate) fn payloads(encoded: Bytes) -> Vec<String> {
     let view = BatchView::parse(encoded).unwrap();
-    view.iter().map(|message| String::from_utf8_lossy(message.payload()).into_owned()).collect()
+    view.iter()
+        .map(|message| String::from_utf8_lossy(message.payload()).into_owned())
+        .collect()
 }
 
 /// `n` payloads that tell their place, from `from` on.
 pub(crate) fn numbered(from: u64, n: u64) -> Vec<String> {
-    (from..from + n).map(|number| format!("message {number}")).collect()
+    (from..from + n)
+        .map(|number| format!("message {number}"))
+        .collect()
 }
 
 /// A node, its disk, and everything needed to start it again.
@@ -209,7 +217,10 @@ impl TestNode {
 
     pub(crate) async fn place(&self, order: &PlacementOrder) -> Result<(), RpcError> {
         let channel = self.channels().to(&self.address()).unwrap();
-        ReplicaClient::new(channel).with_deadline(PATIENCE).apply_placement(order).await
+        ReplicaClient::new(channel)
+            .with_deadline(PATIENCE)
+            .apply_placement(order)
+            .await
     }
 
     /// Waits until the node leads a group and takes writes.
@@ -245,7 +256,10 @@ impl TestNode {
     pub(crate) async fn ensure(&self, group: u64, ack_deadline_ms: u32, max_in_flight: u32) {
         let name = format!("group-{group}").parse().unwrap();
         let config = group_config(ack_deadline_ms, max_in_flight);
-        self.client().ensure_group(&consumer_group(group), &name, &config).await.unwrap();
+        self.client()
+            .ensure_group(&consumer_group(group), &name, &config)
+            .await
+            .unwrap();
     }
 
     /// Payloads of everything that is stored.
@@ -275,7 +289,10 @@ impl TestNode {
 
 /// Places raft group 1 on these nodes; replica ids are node ids, the first one initialises.
 pub(crate) fn order(revision: u64, nodes: &[&TestNode], me: &TestNode) -> PlacementOrder {
-    let members = nodes.iter().map(|node| (ReplicaId::new(node.id.get()).unwrap(), node.id)).collect();
+    let members = nodes
+        .iter()
+        .map(|node| (ReplicaId::new(node.id.get()).unwrap(), node.id))
+        .collect();
     let spec = ReplicaSpec {
         partition: key(),
         group: group_id(1),
@@ -289,7 +306,10 @@ pub(crate) fn order(revision: u64, nodes: &[&TestNode], me: &TestNode) -> Placem
     PlacementOrder {
         epoch: 1,
         revision,
-        peers: nodes.iter().map(|node| (node.id, node.address())).collect::<BTreeMap<_, _>>(),
+        peers: nodes
+            .iter()
+            .map(|node| (node.id, node.address()))
+            .collect::<BTreeMap<_, _>>(),
         ensure: vec![spec],
         remove: Vec::new(),
     }
