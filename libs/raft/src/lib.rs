@@ -29,6 +29,7 @@ mod proposal;
 mod record;
 mod replica;
 mod runtime;
+mod shield;
 mod snapshot;
 mod state_machine;
 mod store_metrics;

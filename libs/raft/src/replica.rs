@@ -1,11 +1,13 @@
 //! The handle to one replica: proposing, reading, watching, moving leadership and members.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use openraft::Precondition;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::vote::leader_id_std::CommittedLeaderId;
@@ -15,11 +17,12 @@ use ptah_types::{LogId, NodeId, PartitionKey, RaftGroupId, ReplicaId, Sequence, 
 use tokio::sync::watch;
 
 use crate::applied::AppliedTo;
-use crate::cell::{Cell, Leadership, ReplicaStatus, Running};
+use crate::cell::{Cell, Leadership, ReplicaStatus};
 use crate::error::{MembershipError, ReadMessagesError, TransferError};
 use crate::proposal::{Done, Pending, ProposalResponder, ProposeError};
 use crate::record::{Record, stamp_of};
-use crate::types::{HomeNode, Raft, TypeConfig, members};
+use crate::shield::to_the_end;
+use crate::types::{HomeNode, Members, Raft, StoredMembership, TypeConfig, log_id, members};
 
 /// How long new members may take to catch up before a change of members is given up; it can be asked for again.
 const CATCH_UP_DEADLINE: Duration = Duration::from_secs(600);
@@ -271,58 +274,54 @@ impl Replica {
         expected: Option<LogId>,
         voters: Vec<(ReplicaId, NodeId)>,
     ) -> Result<(), MembershipError> {
+        if voters.is_empty() {
+            return Err(MembershipError::Invalid("a group needs a voter".to_owned()));
+        }
         let running = self
             .cell
             .running()
             .ok_or_else(|| MembershipError::Unavailable("the replica is not running".to_owned()))?;
-        let stored = running
-            .raft
-            .server_metrics()
-            .borrow_watched()
-            .membership_config
-            .clone();
-        let seen = stored.log_id().as_ref().map(crate::types::log_id);
-        if expected.is_some() && seen != expected {
-            return Err(MembershipError::Conflict(format!("it is {seen:?} by now")));
-        }
-        if voters.is_empty() {
-            return Err(MembershipError::Invalid("a group needs a voter".to_owned()));
-        }
-        let (old_voters, old_learners) = members(stored.membership());
-        for (replica, node) in &voters {
-            let known = old_voters
-                .iter()
-                .chain(&old_learners)
-                .any(|(id, _)| id == replica);
-            if !known || old_learners.iter().any(|(id, _)| id == replica) {
-                self.learn(&running, *replica, *node).await?;
-            }
-        }
-        let ids: std::collections::BTreeSet<u64> = voters.iter().map(|(id, _)| id.get()).collect();
-        running
-            .raft
-            .change_membership(ids, false)
-            .await
-            .map(|_| ())
-            .map_err(membership_error)
+        let shared = &self.cell.shared;
+        let change = change_members(running.raft, expected, voters);
+        to_the_end(
+            &shared.tasks,
+            &shared.runtime,
+            "change of members",
+            CATCH_UP_DEADLINE,
+            change,
+        )
+        .await
+        .unwrap_or_else(|error| Err(MembershipError::OutcomeUnknown(error.to_string())))
     }
+}
 
-    async fn learn(
-        &self,
-        running: &Running,
-        replica: ReplicaId,
-        node: NodeId,
-    ) -> Result<(), MembershipError> {
-        let learning = running
-            .raft
-            .add_learner(replica.get(), HomeNode(node.get()), true);
-        match tokio::time::timeout(CATCH_UP_DEADLINE, learning).await {
-            Ok(result) => result.map(|_| ()).map_err(membership_error),
-            Err(_) => Err(MembershipError::Unavailable(format!(
-                "replica {replica} on node {node} has not caught up in time"
-            ))),
+fn membership_of(raft: &Raft) -> Arc<StoredMembership> {
+    raft.server_metrics().borrow_watched().membership_config.clone()
+}
+
+async fn change_members(raft: Raft, expected: Option<LogId>, voters: Members) -> Result<(), MembershipError> {
+    let stored = membership_of(&raft);
+    let seen = stored.log_id().as_ref().map(log_id);
+    if expected.is_some() && seen != expected {
+        return Err(MembershipError::Conflict(format!("it is {seen:?} by now")));
+    }
+    let (old_voters, _) = members(stored.membership());
+    for (replica, node) in &voters {
+        if !old_voters.iter().any(|(id, _)| id == replica) {
+            raft.add_learner(replica.get(), HomeNode(node.get()), true)
+                .await
+                .map_err(membership_error)?;
         }
     }
+    // Two instances of the control plane must not overwrite each other.
+    let unchanged = Precondition::LastMembershipLogId {
+        last_membership_log_id: *membership_of(&raft).log_id(),
+    };
+    let ids: BTreeSet<u64> = voters.iter().map(|(id, _)| id.get()).collect();
+    raft.change_membership_if(ids, false, [unchanged])
+        .await
+        .map(|_| ())
+        .map_err(membership_error)
 }
 
 fn batches(frames: Vec<Frame>) -> Vec<StoredBatch> {

@@ -122,8 +122,11 @@ pub(crate) fn member_nodes(members: &[(ReplicaId, NodeId)]) -> BTreeMap<u64, Hom
         .collect()
 }
 
+/// Replicas and the nodes that they live on.
+pub(crate) type Members = Vec<(ReplicaId, NodeId)>;
+
 /// Voters and learners of a membership, with their nodes.
-pub(crate) fn members(membership: &Membership) -> (Vec<(ReplicaId, NodeId)>, Vec<(ReplicaId, NodeId)>) {
+pub(crate) fn members(membership: &Membership) -> (Members, Members) {
     let voters: BTreeSet<u64> = membership.voter_ids().collect();
     let mut of_voters = Vec::new();
     let mut of_learners = Vec::new();

@@ -1,5 +1,7 @@
 //! Power loss at random moments, of one node and of all: what was acknowledged survives, and no sequence is used twice.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod common;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,7 @@
 //! Who and what is refused: other clusters, nodes, replicas and versions, damaged votes, garbage.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod common;
 
 use std::io::Write;

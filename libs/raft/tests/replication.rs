@@ -1,5 +1,7 @@
 //! Replicas in one process: what is committed is everywhere, and stays when leaders go.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod common;
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! Followers that are too far behind copy segments, whatever interrupts them, and logs stay small.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod common;
 
 use std::collections::BTreeMap;

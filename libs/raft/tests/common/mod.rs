@@ -1,6 +1,7 @@
 //! Nodes in one process: real stores, real TCP on port 0, and a runtime for each node, so that a kill is a kill.
 
 #![allow(dead_code, unreachable_pub, reason = "every test file uses another part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

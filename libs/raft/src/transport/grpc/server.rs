@@ -11,7 +11,8 @@ use ptah_proto::raft::v1 as pb;
 use ptah_proto::raft::v1::raft_transport_service_server::{RaftTransportService, RaftTransportServiceServer};
 use ptah_rpc::{MAX_RPC_MESSAGE_BYTES, RpcError, agree_wire};
 use ptah_types::{ErrorKind, LogIndex, NodeId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -22,6 +23,7 @@ use super::convert::{
 use super::receive::{Receiver, append_outcome};
 use crate::checkpoint_codec::decode_offer;
 use crate::install;
+use crate::shield::to_the_end;
 use crate::transport::outbox::AppendOutcome;
 use crate::transport::{GREETING_DEADLINE, Transport};
 use crate::types::TypeConfig;
@@ -283,22 +285,21 @@ impl RaftTransportService for TransportServer {
     }
 }
 
-/// Runs a call of openraft to its end, even when the caller goes away: a call that is dropped while it waits for the
-/// end of a core makes later ones panic.
+/// Runs a call of openraft to its end, even when the caller goes away.
 async fn shielded<T: Send + 'static>(
     transport: &Transport,
     name: &'static str,
     call: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, Status> {
-    let (tell, told) = oneshot::channel();
-    transport.inner.tasks.spawn(name, async move {
-        // The caller may be gone.
-        let _ = tell.send(call.await);
-    });
-    tokio::time::timeout(CALL_DEADLINE, told)
-        .await
-        .map_err(|_| unavailable("the replica does not answer"))?
-        .map_err(|_| unavailable("the replica stopped"))
+    to_the_end(
+        &transport.inner.tasks,
+        &Handle::current(),
+        name,
+        CALL_DEADLINE,
+        call,
+    )
+    .await
+    .map_err(unavailable)
 }
 
 /// Sends the bytes asked for, verified frame by frame, in pieces.
