@@ -214,6 +214,7 @@ impl Base {
             random: Arc::clone(&self.ports.random),
             metrics: metrics.consume.clone(),
             tasks: self.tasks.child("consume"),
+            streams: streams.child("consume"),
         });
         Services {
             auth: Auth::new(

@@ -235,6 +235,7 @@ impl Config {
         AppendSettings {
             window_batches: self.produce.window_batches,
             deadline: Duration::from_millis(self.produce.append_deadline_ms),
+            backlog_bytes: self.produce.budget_bytes / 4,
         }
     }
 
@@ -297,5 +298,12 @@ mod tests {
         assert!(config.validate().is_err());
         config.cluster.secret = ptah_service::Secret::new("0123456789abcdef".to_owned());
         assert!(config.validate().is_ok());
+    }
+
+    #[test]
+    fn the_sample_file_shows_the_defaults() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/config/gateway.toml");
+        let sample: Config = ptah_service::config::load_from(Some(Path::new(path)), "PTAH", []).unwrap();
+        assert_eq!(sample, Config::default());
     }
 }

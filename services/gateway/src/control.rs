@@ -131,5 +131,17 @@ impl Control {
             }
         })
         .await
+        .map_err(unknown_if_late)
+    }
+}
+
+/// A call that was cut off may have been carried out.
+fn unknown_if_late(error: RpcError) -> RpcError {
+    match error.kind {
+        ErrorKind::DeadlineExceeded => RpcError {
+            kind: ErrorKind::OutcomeUnknown,
+            ..error
+        },
+        _ => error,
     }
 }

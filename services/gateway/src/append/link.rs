@@ -154,7 +154,7 @@ impl AppendLink {
             channel: number,
             partition: appender.target().partition.clone(),
             group: appender.target().group,
-            generation: appender.target().generation,
+            generation: appender.generation(),
         });
         state.channels.insert(number, (Arc::clone(appender), binding));
         state.idle_since = None;

@@ -35,6 +35,8 @@ pub struct AppendSettings {
     pub window_batches: usize,
     /// How long the gateway tries to store a message.
     pub deadline: Duration,
+    /// Bytes that may wait for a partition that has had no leader for some seconds.
+    pub backlog_bytes: usize,
 }
 
 /// What all partitions share.
@@ -186,15 +188,16 @@ impl Appends {
         })?;
         let mut appenders = self.appenders.lock();
         if let Some(appender) = appenders.get(&group) {
+            appender.routed_by(station.record.generation);
             return Ok(Arc::clone(appender));
         }
         let target = AppendTarget {
             station: station.record.name.display().into(),
             partition: station.partition_key(partition),
             group,
-            generation: station.record.generation,
         };
         let appender = PartitionAppender::new(target, Arc::clone(&self.shared));
+        appender.routed_by(station.record.generation);
         let drive = Arc::clone(&appender).drive(self.shared.tasks.stopping());
         self.shared.tasks.spawn(format!("append-{group}"), drive);
         appenders.insert(group, Arc::clone(&appender));

@@ -6,6 +6,8 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use ptah_types::limits::TARGET_BATCH_BYTES;
@@ -24,6 +26,9 @@ use crate::produce::Submission;
 /// Batches under way that hide the storage's commit; more are only sent when they are full.
 const EAGER_BATCHES: usize = 2;
 
+/// How long a partition without a leader may have more waiting than its share.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// What an appender is for.
 #[derive(Debug, Clone)]
 pub struct AppendTarget {
@@ -33,13 +38,13 @@ pub struct AppendTarget {
     pub partition: PartitionKey,
     /// Its Raft group.
     pub group: RaftGroupId,
-    /// Generation of the partition count.
-    pub generation: u64,
 }
 
 /// Sends the messages of one partition in order.
 pub struct PartitionAppender {
     target: AppendTarget,
+    /// Newest generation of the partition count that messages were routed by.
+    generation: AtomicU64,
     pub(super) shared: Arc<AppendShared>,
     pub(super) state: Mutex<State>,
     pub(super) wake: Notify,
@@ -56,6 +61,8 @@ pub(super) struct State {
     /// Refusals and lost links since the last stored batch.
     pub(super) failures: u32,
     pub(super) not_before: Option<Instant>,
+    /// Since when there is no leader to send to although there is something to send.
+    unbound_since: Option<Instant>,
     pub(super) failed_in_term: u64,
     pub(super) reason: Reason,
     retired: Option<Arc<GatewayError>>,
@@ -75,12 +82,14 @@ impl PartitionAppender {
             session,
             failures: 0,
             not_before: None,
+            unbound_since: None,
             failed_in_term: 0,
             reason: Reason::unavailable("no leader is known"),
             retired: None,
         };
         Arc::new(Self {
             target,
+            generation: AtomicU64::new(0),
             shared,
             state: Mutex::new(state),
             wake: Notify::new(),
@@ -92,15 +101,28 @@ impl PartitionAppender {
         &self.target
     }
 
+    /// Generation of the partition count to tell the partition.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Messages are routed by that generation of the partition count.
+    pub fn routed_by(&self, generation: u64) {
+        self.generation.fetch_max(generation, Ordering::Relaxed);
+    }
+
     /// Takes messages to send after those submitted before. They are answered in any case.
     pub fn submit(self: &Arc<Self>, submission: Submission) {
         let mut state = self.state.lock();
-        if let Some(error) = state.retired.clone() {
+        if let Some(error) = state.retired.clone().or_else(|| self.overrun(&state)) {
             drop(state);
             fail_submissions([submission], &error);
             return;
         }
         let idle = state.bound.is_none();
+        if idle && state.unbound_since.is_none() {
+            state.unbound_since = Some(Instant::now());
+        }
         state.backlog_bytes += submission.bytes;
         state.backlog.push_back(submission);
         drop(state);
@@ -109,6 +131,22 @@ impl PartitionAppender {
         } else {
             self.pump();
         }
+    }
+
+    /// One partition without a leader must not take the memory of all the others: after a while without one, what is over
+    /// its share is refused instead of waiting.
+    fn overrun(&self, state: &State) -> Option<Arc<GatewayError>> {
+        let without_leader = state.unbound_since.filter(|since| since.elapsed() >= PATIENCE)?;
+        (state.backlog_bytes >= self.shared.settings.backlog_bytes).then(|| {
+            let message = format!(
+                "partition {} of station `{}` has no leader for {} ms and {} bytes wait for one; nothing is stored, retry later",
+                self.target.partition.partition,
+                self.target.station,
+                without_leader.elapsed().as_millis(),
+                state.backlog_bytes
+            );
+            Arc::new(GatewayError::Unavailable(message.into()))
+        })
     }
 
     /// Sends what may be sent. Encodes outside of the lock; one caller at a time does it, the others leave their messages
@@ -217,13 +255,16 @@ impl PartitionAppender {
     pub(super) fn unbound(
         &self,
         mut state: parking_lot::MutexGuard<'_, State>,
-        retry_after: Option<std::time::Duration>,
+        retry_after: Option<Duration>,
     ) {
         state.failed_in_term = self.shared.routing.route(self.target.group).term;
         let wait = retry_after.unwrap_or_else(|| self.shared.backoff(state.failures));
         state.failures = state.failures.saturating_add(1);
         state.not_before = Some(Instant::now() + wait);
         let bound = state.bound.take();
+        if bound.is_some() && !(state.backlog.is_empty() && state.pipeline.is_empty()) {
+            state.unbound_since = Some(Instant::now());
+        }
         drop(state);
         if let Some((link, channel)) = bound {
             link.close_channel(&channel);
@@ -245,6 +286,7 @@ impl PartitionAppender {
         state.pipeline.bind(binding);
         state.bound = Some((Arc::clone(link), channel));
         state.not_before = None;
+        state.unbound_since = None;
         drop(state);
         self.pump();
         true

@@ -70,6 +70,7 @@ pub struct ConsumeShared {
     random: Arc<dyn Random>,
     links: Mutex<BTreeMap<NodeId, Arc<DeliverLink>>>,
     tasks: Tasks,
+    streams: Tasks,
 }
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
@@ -120,8 +121,10 @@ pub struct ConsumeParts {
     pub random: Arc<dyn Random>,
     /// Counters.
     pub metrics: ConsumeMetrics,
-    /// Owner of links and streams' tasks.
+    /// Owner of links.
     pub tasks: Tasks,
+    /// Owner of clients' streams; stopped first.
+    pub streams: Tasks,
 }
 
 /// Serves consumers of every door. Cheap to clone.
@@ -184,6 +187,7 @@ impl Consumer {
             random: parts.random,
             links: Mutex::default(),
             tasks: parts.tasks,
+            streams: parts.streams,
         };
         let reap = shared.budget.clone().reap(
             shared.settings.stall,
@@ -214,8 +218,8 @@ impl Consumer {
             hold_limit: (ack_deadline / 2).min(LONGEST_HOLD),
         };
         let session = Session::new(spec, Arc::clone(&self.shared));
-        let drive = Arc::clone(&session).drive(self.shared.tasks.stopping());
-        self.shared.tasks.spawn("consume", drive);
+        let drive = Arc::clone(&session).drive(self.shared.streams.stopping());
+        self.shared.streams.spawn("consume", drive);
         session
     }
 }

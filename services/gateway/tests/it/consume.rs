@@ -229,9 +229,9 @@ async fn leader_changes_under_load_lose_nothing() {
             "only {} of 600 came",
             seen.len()
         );
-        for partition in 0..3 {
+        for group in &groups {
             // Leases of old leaders end by time; nothing else wakes the fake.
-            cluster.world.on_group(groups[partition], |_, _| {});
+            cluster.world.on_group(*group, |_, _| {});
         }
         let next = tokio::time::timeout(Duration::from_millis(50), stream.responses.message()).await;
         let Ok(next) = next else { continue };

@@ -1,5 +1,7 @@
 //! The gateway between fakes of the other services.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
 mod auth;
 mod catalog;
 mod consume;

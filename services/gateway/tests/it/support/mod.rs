@@ -65,8 +65,10 @@ pub(crate) struct Builder {
 }
 
 pub(crate) fn cluster() -> Builder {
-    let mut config = Config::default();
-    config.grpc_listen = "127.0.0.1:0".to_owned();
+    let mut config = Config {
+        grpc_listen: "127.0.0.1:0".to_owned(),
+        ..Config::default()
+    };
     config.cluster.secret = Secret::new(SECRET.to_owned());
     Builder {
         nodes: 3,
