@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use ptah_proto::storage::v1::partition_service_server::PartitionServiceServer;
-use ptah_proto::storage::v1::replica_service_server::ReplicaServiceServer;
 use ptah_raft::{HostOptions, HostParts, RaftHost};
 use ptah_rpc::clients::NodeRegistration;
 use ptah_rpc::{
@@ -23,7 +21,7 @@ use crate::budget::Budget;
 use crate::config::Config;
 use crate::control::{ControlLoop, ControlPlanes};
 use crate::disk::{DiskChange, DiskGuard};
-use crate::grpc::{PartitionGrpc, ReplicaGrpc};
+use crate::grpc::{PartitionGrpc, PartitionServiceServer, ReplicaGrpc, ReplicaServiceServer};
 use crate::identity::{Directory, examine, identity_of, new_disk_id};
 use crate::metrics::NodeMetrics;
 use crate::node::Node;
