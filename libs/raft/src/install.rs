@@ -21,6 +21,8 @@ use crate::types::Vote;
 const WRITE_BYTES: usize = 1 << 20;
 /// A sender that sends nothing for this long is given up.
 const PIECE_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the switch to the new state may take once everything is here.
+const INSTALL_DEADLINE: Duration = Duration::from_secs(120);
 /// How often segments that arrived damaged are fetched again.
 const ATTEMPTS: usize = 3;
 
@@ -75,10 +77,12 @@ pub(crate) async fn receive(
     };
     let install = copier.copy(begun?).await?;
     let snapshot = snapshot_of(checkpoint, Some(install))?;
-    let response = running
-        .raft
-        .install_full_snapshot(vote, snapshot)
+    let raft = running.raft.clone();
+    let call = async move { raft.install_full_snapshot(vote, snapshot).await };
+    let response = transport
+        .to_the_end("snapshot install", INSTALL_DEADLINE, call)
         .await
+        .map_err(|error| ReceiveError::Stopped(error.to_string()))?
         .map_err(|error| ReceiveError::Stopped(error.to_string()))?;
     Ok(response.vote)
 }

@@ -9,9 +9,9 @@ use ptah_segment_log::Options as StoreOptions;
 pub struct HostOptions {
     /// Settings of the store.
     pub store: StoreOptions,
-    /// How often a leader shows that it lives (150 ms).
+    /// How often a leader shows that it lives (200 ms).
     pub heartbeat_interval: Duration,
-    /// Shortest time without a leader before a replica campaigns (450 ms); beyond the lease of the old leader, which
+    /// Shortest time without a leader before a replica campaigns (500 ms); beyond the lease of the old leader, which
     /// is the longest one.
     pub election_timeout_min: Duration,
     /// Longest such time, and the leader's lease (900 ms): an unplanned loss that nobody can be sure of is healed
@@ -61,8 +61,8 @@ impl Default for HostOptions {
     fn default() -> Self {
         Self {
             store: StoreOptions::default(),
-            heartbeat_interval: Duration::from_millis(150),
-            election_timeout_min: Duration::from_millis(450),
+            heartbeat_interval: Duration::from_millis(200),
+            election_timeout_min: Duration::from_millis(500),
             election_timeout_max: Duration::from_millis(900),
             heartbeat_coalesce: Duration::from_millis(5),
             takeover: true,

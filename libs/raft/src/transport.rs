@@ -14,6 +14,7 @@ pub(crate) mod grpc;
 mod outbox;
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use ptah_rpc::{Channels, ClusterSecret, Network};
 use ptah_segment_log::Identity;
 use ptah_service::{Ports, Tasks};
 use ptah_types::NodeId;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 pub(crate) use client::Factory;
@@ -29,6 +31,7 @@ pub(crate) use outbox::Route;
 
 use crate::directory::Directory;
 use crate::metrics::Metrics;
+use crate::shield::{NoAnswer, to_the_end};
 
 /// How long greeting a node may take.
 const GREETING_DEADLINE: Duration = Duration::from_secs(3);
@@ -141,6 +144,16 @@ impl Transport {
             peer
         });
         Arc::clone(peer)
+    }
+
+    /// Runs a call of openraft to its end, even when the caller goes away.
+    pub(crate) async fn to_the_end<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        deadline: Duration,
+        call: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, NoAnswer> {
+        to_the_end(&self.inner.tasks, &Handle::current(), name, deadline, call).await
     }
 
     pub(crate) fn count_snapshot_bytes(&self, bytes: u64) {

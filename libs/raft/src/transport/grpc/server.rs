@@ -1,6 +1,5 @@
 //! The transport service of a node.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +10,6 @@ use ptah_proto::raft::v1 as pb;
 use ptah_proto::raft::v1::raft_transport_service_server::{RaftTransportService, RaftTransportServiceServer};
 use ptah_rpc::{MAX_RPC_MESSAGE_BYTES, RpcError, agree_wire};
 use ptah_types::{ErrorKind, LogIndex, NodeId};
-use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -23,7 +21,6 @@ use super::convert::{
 use super::receive::{Receiver, append_outcome};
 use crate::checkpoint_codec::decode_offer;
 use crate::install;
-use crate::shield::to_the_end;
 use crate::transport::outbox::AppendOutcome;
 use crate::transport::{GREETING_DEADLINE, Transport};
 use crate::types::TypeConfig;
@@ -198,8 +195,11 @@ impl RaftTransportService for TransportServer {
                 raft.vote(ask).await
             }
         };
-        let answer = shielded(&self.transport, "vote", call)
-            .await?
+        let answer = self
+            .transport
+            .to_the_end("vote", CALL_DEADLINE, call)
+            .await
+            .map_err(unavailable)?
             .map_err(unavailable)?;
         Ok(Response::new(pb::VoteResponse {
             vote: Some(vote_to_pb(&answer.vote)),
@@ -227,8 +227,11 @@ impl RaftTransportService for TransportServer {
             raft_id_from_pb(request.last_log_id),
         );
         let call = async move { raft.handle_transfer_leader(ask).await };
-        let answer = shielded(&self.transport, "leadership transfer", call)
-            .await?
+        let answer = self
+            .transport
+            .to_the_end("leadership transfer", CALL_DEADLINE, call)
+            .await
+            .map_err(unavailable)?
             .map_err(unavailable)?;
         Ok(Response::new(pb::TransferLeaderResponse {
             accepted: answer.is_ok(),
@@ -283,23 +286,6 @@ impl RaftTransportService for TransportServer {
         });
         Ok(Response::new(ReceiverStream::new(pieces)))
     }
-}
-
-/// Runs a call of openraft to its end, even when the caller goes away.
-async fn shielded<T: Send + 'static>(
-    transport: &Transport,
-    name: &'static str,
-    call: impl Future<Output = T> + Send + 'static,
-) -> Result<T, Status> {
-    to_the_end(
-        &transport.inner.tasks,
-        &Handle::current(),
-        name,
-        CALL_DEADLINE,
-        call,
-    )
-    .await
-    .map_err(unavailable)
 }
 
 /// Sends the bytes asked for, verified frame by frame, in pieces.
