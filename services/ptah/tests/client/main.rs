@@ -153,6 +153,44 @@ async fn consume_takes_no_more_than_it_was_asked_for() {
 }
 
 #[tokio::test]
+async fn following_goes_on_over_lost_connections_and_ending_does_not() {
+    let (_fake, address) = Fake::start(Fault::EndStreams).await;
+    ptah(address, "produce orders", b"1\n2\n3\n").await;
+    let follow = "consume orders --group audit --follow --count 3 --window 1";
+    let output = ptah(address, follow, b"").await;
+    assert_eq!(
+        (code(&output), output.stdout.as_slice()),
+        (0, b"1\n2\n3\n".as_slice()),
+        "{}",
+        stderr(&output)
+    );
+
+    let (_fake, address) = Fake::start(Fault::EndStreams).await;
+    ptah(address, "produce orders", b"1\n2\n3\n").await;
+    let output = ptah(address, "consume orders --group audit --window 1", b"").await;
+    assert_eq!((code(&output), output.stdout.as_slice()), (3, b"1\n".as_slice()));
+    assert!(stderr(&output).contains("lost"), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn a_lost_confirmation_is_an_unknown_outcome() {
+    let (_fake, address) = Fake::start(Fault::LoseAcks).await;
+    ptah(address, "produce orders", b"1\n2\n").await;
+    for words in [
+        "consume orders --group a --count 1",
+        "consume orders --group a --count 1 --follow",
+    ] {
+        let output = ptah(address, words, b"").await;
+        assert_eq!(code(&output), 8, "{words}: {}", stderr(&output));
+        assert!(
+            stderr(&output).contains("may or may not be acknowledged"),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_reader_that_leaves_ends_consume_quietly_and_unread_messages_stay() {
     let (fake, address) = Fake::start(Fault::None).await;
     let lines: String = (0..5_000).map(|number| format!("{number:0>200}\n")).collect();

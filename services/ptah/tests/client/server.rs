@@ -34,6 +34,10 @@ pub(crate) enum Fault {
     Refuse(u64),
     /// Says of this message that it is not known.
     Forget(u64),
+    /// Ends a consume stream after every acknowledgement.
+    EndStreams,
+    /// Ends a consume stream instead of answering an acknowledgement.
+    LoseAcks,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -193,7 +197,9 @@ impl Fake {
         let mut credit = 0;
         while let Ok(Some(request)) = requests.message().await {
             let mut replies = Vec::new();
+            let is_ack = matches!(request.request, Some(Asked::Ack(_)));
             match request.request {
+                Some(Asked::Ack(_)) if self.fault == Fault::LoseAcks => {}
                 Some(Asked::Open(open)) => {
                     credit = open.credit.unwrap_or_default().messages;
                     let config = common::ConsumerGroupConfig {
@@ -219,7 +225,10 @@ impl Fake {
                 }
                 None => return,
             }
-            replies.extend(self.deliver(&mut credit));
+            let is_over = is_ack && matches!(self.fault, Fault::EndStreams | Fault::LoseAcks);
+            if !is_over {
+                replies.extend(self.deliver(&mut credit));
+            }
             for reply in replies {
                 if answers
                     .send(Ok(pb::ConsumeResponse {
@@ -230,6 +239,9 @@ impl Fake {
                 {
                     return;
                 }
+            }
+            if is_over {
+                return;
             }
         }
     }

@@ -88,6 +88,8 @@ impl Session {
             let event = self.wait(signals).await;
             let step = match event {
                 Event::Stream(Ok(event)) => self.take(event, signals).await,
+                // Everything that was wanted is written; a new connection could only bring it again.
+                Event::Stream(Err(_)) if self.is_ending => Err(Ended::Failed(self.unconfirmed_failure())),
                 Event::Stream(Err(error)) => Err(Ended::Lost(error)),
                 Event::Signal if self.is_ending => Err(Ended::Failed(self.unconfirmed_failure())),
                 Event::Signal => {
