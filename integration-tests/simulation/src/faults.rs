@@ -1,21 +1,29 @@
-//! Faults of a run, drawn from its seed: power loss of one node and of all, network partitions, clock steps.
+//! Faults of a run, drawn from its seed: power loss of one node and of all, death of a process, network partitions,
+//! clock steps.
 
 use ptah_service::{Random, SeededRandom};
 
+use crate::network::Wires;
 use crate::trace::Trace;
 use crate::workload::Progress;
-use crate::world::NodeState;
+use crate::world::Hosts;
 
 /// Faults in a run.
 const FAULTS: usize = 8;
 /// Simulated milliseconds (one step each) between two faults, at least; up to twice that.
-const GAP_STEPS: u64 = 4_000;
+const GAP_STEPS: u64 = 1_500;
+/// Shortest and longest duration of a fault.
+const DURATION_STEPS: (u64, u64) = (200, 3_200);
+/// Largest difference of a clock from the right time.
+const CLOCK_STEP_MS: u64 = 800;
 
 /// A fault that lasts until a step.
 enum Lasting {
     /// Nodes without power, by index.
     PowerLoss(Vec<usize>),
-    /// A node that no other storage node reaches.
+    /// A process that ended by itself; machine and disk are well.
+    Death(String),
+    /// A node that neither the other storage nodes nor the gateway reach.
     CutOff(usize),
     /// A clock that is off.
     ClockStep(usize),
@@ -24,23 +32,25 @@ enum Lasting {
 /// Does faults and heals them.
 pub(crate) struct Faults {
     random: SeededRandom,
-    nodes: Vec<NodeState>,
+    hosts: Hosts,
     trace: Trace,
     done: usize,
     step: u64,
     next: u64,
+    dying: Option<String>,
     lasting: Option<(u64, Lasting)>,
 }
 
 impl Faults {
-    pub(crate) fn new(random: SeededRandom, nodes: Vec<NodeState>, trace: Trace) -> Self {
+    pub(crate) fn new(random: SeededRandom, hosts: Hosts, trace: Trace) -> Self {
         Self {
             random,
-            nodes,
+            hosts,
             trace,
             done: 0,
             step: 0,
             next: 0,
+            dying: None,
             lasting: None,
         }
     }
@@ -59,6 +69,10 @@ impl Faults {
         if self.next == 0 {
             self.next = self.step + GAP_STEPS;
         }
+        if let Some(host) = self.dying.take() {
+            // It has ended its connections in the step before.
+            self.trace.without_events(|| sim.crash(host.as_str()));
+        }
         if let Some((_, lasting)) = self.lasting.take_if(|(until, _)| *until <= self.step) {
             self.heal(sim, lasting);
             self.next = self.step + GAP_STEPS + self.random.below(GAP_STEPS);
@@ -69,28 +83,40 @@ impl Faults {
         if self.lasting.is_none() && self.done < FAULTS && self.step >= self.next {
             self.done += 1;
             let lasting = self.begin(sim);
-            self.lasting = Some((self.step + 200 + self.random.below(3_000), lasting));
+            let (shortest, longest) = DURATION_STEPS;
+            let duration = shortest + self.random.below(longest - shortest);
+            self.lasting = Some((self.step + duration, lasting));
         }
     }
 
     fn begin(&mut self, sim: &mut turmoil::Sim<'_>) -> Lasting {
-        let victim = self.random.below(self.nodes.len() as u64) as usize;
-        match self.random.below(5) {
-            0 => self.power_off(sim, (0..self.nodes.len()).collect()),
+        let victim = self.random.below(self.hosts.nodes.len() as u64) as usize;
+        match self.random.below(10) {
+            0 => self.power_off(sim, (0..self.hosts.nodes.len()).collect()),
             1 | 2 => self.power_off(sim, vec![victim]),
-            3 => {
-                self.trace
-                    .note(format!("fault: storage-{} is cut off", victim + 1));
+            3 | 4 => {
+                self.die(&host(victim), |hosts| &hosts.nodes[victim].wires);
+                Lasting::Death(host(victim))
+            }
+            5 => {
+                self.die("control", |hosts| &hosts.control);
+                Lasting::Death("control".to_owned())
+            }
+            6 => {
+                self.die("metadata", |hosts| &hosts.metadata);
+                Lasting::Death("metadata".to_owned())
+            }
+            7 | 8 => {
+                self.trace.note(format!("fault: {} is cut off", host(victim)));
                 self.for_each_peer(victim, |a, b| sim.partition(a, b));
                 Lasting::CutOff(victim)
             }
             _ => {
-                let offset = self.random.below(1_600) as i64 - 800;
-                self.trace.note(format!(
-                    "fault: the clock of storage-{} is off by {offset} ms",
-                    victim + 1
-                ));
-                self.nodes[victim].clock.step_to(offset);
+                let offset = self.random.below(2 * CLOCK_STEP_MS) as i64 - CLOCK_STEP_MS as i64;
+                let name = host(victim);
+                self.trace
+                    .note(format!("fault: the clock of {name} is off by {offset} ms"));
+                self.hosts.nodes[victim].clock.step_to(offset);
                 Lasting::ClockStep(victim)
             }
         }
@@ -98,38 +124,49 @@ impl Faults {
 
     fn power_off(&mut self, sim: &mut turmoil::Sim<'_>, victims: Vec<usize>) -> Lasting {
         for victim in &victims {
-            self.trace
-                .note(format!("fault: storage-{} loses power", victim + 1));
-            self.nodes[*victim].disk.crash();
-            sim.crash(host(*victim));
+            self.trace.note(format!("fault: {} loses power", host(*victim)));
+            let node = &self.hosts.nodes[*victim];
+            node.disk.crash();
+            node.wires.cut();
+            self.trace.without_events(|| sim.crash(host(*victim)));
         }
         Lasting::PowerLoss(victims)
+    }
+
+    fn die(&mut self, name: &str, wires: impl FnOnce(&Hosts) -> &Wires) {
+        self.trace.note(format!("fault: {name} dies"));
+        wires(&self.hosts).hang_up();
+        self.dying = Some(name.to_owned());
     }
 
     fn heal(&mut self, sim: &mut turmoil::Sim<'_>, lasting: Lasting) {
         match lasting {
             Lasting::PowerLoss(victims) => {
                 for victim in victims {
-                    self.trace.note(format!("heal: storage-{} starts", victim + 1));
-                    self.nodes[victim].disk.reboot();
-                    sim.bounce(host(victim));
+                    self.hosts.nodes[victim].disk.reboot();
+                    self.start(sim, &host(victim));
                 }
             }
+            Lasting::Death(name) => self.start(sim, &name),
             Lasting::CutOff(victim) => {
-                self.trace
-                    .note(format!("heal: storage-{} is reachable", victim + 1));
+                self.trace.note(format!("heal: {} is reachable", host(victim)));
                 self.for_each_peer(victim, |a, b| sim.repair(a, b));
             }
             Lasting::ClockStep(victim) => {
                 self.trace
-                    .note(format!("heal: the clock of storage-{} is right", victim + 1));
-                self.nodes[victim].clock.step_to(0);
+                    .note(format!("heal: the clock of {} is right", host(victim)));
+                self.hosts.nodes[victim].clock.step_to(0);
             }
         }
     }
 
+    fn start(&self, sim: &mut turmoil::Sim<'_>, name: &str) {
+        self.trace.note(format!("heal: {name} starts"));
+        sim.bounce(name);
+    }
+
     fn for_each_peer(&self, victim: usize, act: impl Fn(String, String)) {
-        for peer in (0..self.nodes.len()).filter(|peer| *peer != victim) {
+        for peer in (0..self.hosts.nodes.len()).filter(|peer| *peer != victim) {
             act(host(victim), host(peer));
         }
         act(host(victim), "gateway".to_owned());

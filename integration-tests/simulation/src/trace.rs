@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tracing::field::{Field, Visit};
@@ -14,6 +15,7 @@ use tracing_subscriber::layer::{Context, Layer};
 #[derive(Clone, Default)]
 pub struct Trace {
     lines: Arc<Mutex<Vec<String>>>,
+    muted: Arc<AtomicBool>,
 }
 
 impl Trace {
@@ -27,6 +29,13 @@ impl Trace {
         self.lines.lock().clone()
     }
 
+    /// Runs `act` without taking notes of events: what is torn down by a crash says nothing any more.
+    pub(crate) fn without_events(&self, act: impl FnOnce()) {
+        self.muted.store(true, Ordering::SeqCst);
+        act();
+        self.muted.store(false, Ordering::SeqCst);
+    }
+
     fn push(&self, text: &str) {
         let at = turmoil::sim_elapsed().unwrap_or_default();
         self.lines
@@ -37,7 +46,7 @@ impl Trace {
 
 impl<S: Subscriber> Layer<S> for Trace {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        if !event.metadata().target().starts_with("ptah") {
+        if self.muted.load(Ordering::SeqCst) || !event.metadata().target().starts_with("ptah") {
             return;
         }
         let mut text = Line(format!(

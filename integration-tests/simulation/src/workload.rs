@@ -56,9 +56,10 @@ pub(crate) fn authorized<T>(message: T) -> Request<T> {
     request
 }
 
-/// Produces until the faults are over, reads back, compares; the number of acknowledged messages.
-pub(crate) async fn run(progress: &Progress, trace: &Trace) -> anyhow::Result<usize> {
-    let channels = Channels::public(std::sync::Arc::new(SimNetwork));
+/// Produces until the faults are over, reads back, compares; the numbers of acknowledged and unknown
+/// messages.
+pub(crate) async fn run(progress: &Progress, trace: &Trace) -> anyhow::Result<(usize, usize)> {
+    let channels = Channels::public(std::sync::Arc::new(SimNetwork::default()));
     let channel = channels.to("gateway:5555")?;
     create_station(&channel).await?;
     trace.note("client: station is there");
@@ -75,7 +76,7 @@ pub(crate) async fn run(progress: &Progress, trace: &Trace) -> anyhow::Result<us
     trace.note(format!("client: {} stored", stored.len()));
     readers::consume(&channel, &stored).await.context("consume")?;
     trace.note("client: the consumer group has read everything");
-    Ok(produced.stored.len())
+    Ok((produced.stored.len(), produced.unknown.len()))
 }
 
 async fn create_station(channel: &RpcChannel) -> anyhow::Result<()> {

@@ -13,7 +13,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::clock::SimClock;
 use crate::faults::Faults;
-use crate::network::SimNetwork;
+use crate::network::{SimNetwork, Wires};
 use crate::trace::Trace;
 use crate::workload;
 
@@ -23,11 +23,12 @@ pub(crate) const NODES: u64 = 3;
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// What a run ended with.
+#[derive(Debug)]
 pub struct Outcome {
-    /// What happened, line by line.
-    pub trace: Vec<String>,
     /// Messages that were acknowledged.
     pub acknowledged: usize,
+    /// Messages of which nobody could say whether they are stored.
+    pub unknown: usize,
     /// Faults that were done.
     pub faults: usize,
 }
@@ -36,6 +37,14 @@ pub struct Outcome {
 pub(crate) struct NodeState {
     pub(crate) disk: SimDisk,
     pub(crate) clock: Arc<SimClock>,
+    pub(crate) wires: Arc<Wires>,
+}
+
+/// What faults can be done to.
+pub(crate) struct Hosts {
+    pub(crate) nodes: Vec<NodeState>,
+    pub(crate) control: Arc<Wires>,
+    pub(crate) metadata: Arc<Wires>,
 }
 
 /// Random source of one host: other hosts' use of theirs does not change it.
@@ -54,9 +63,8 @@ fn cluster() -> ClusterConfig {
     }
 }
 
-/// Runs a cluster under faults. Everything follows from `seed`.
-pub fn run(seed: u64) -> anyhow::Result<Outcome> {
-    let trace = Trace::default();
+/// Runs a cluster under faults, and notes in `trace` what happens. Everything follows from `seed`.
+pub fn run(seed: u64, trace: &Trace) -> anyhow::Result<Outcome> {
     let _guard: DefaultGuard =
         tracing::subscriber::set_default(tracing_subscriber::registry().with(trace.clone()));
     let mut sim = turmoil::Builder::new()
@@ -72,12 +80,18 @@ pub fn run(seed: u64) -> anyhow::Result<Outcome> {
             disk: SimDisk::new(seed ^ (node + 1)),
             // Clocks differ by up to 400 ms, which is allowed.
             clock: Arc::new(SimClock::with_offset(
-                (seed.rotate_left(node as u32 * 8) % 801) as i64 - 400,
+                (seed
+                    .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                    .rotate_left(node as u32 * 8)
+                    % 801) as i64
+                    - 400,
             )),
+            wires: Arc::default(),
         })
         .collect();
-    metadata_host(&mut sim, seed);
-    control_host(&mut sim, seed);
+    let (metadata, control) = (Arc::default(), Arc::default());
+    metadata_host(&mut sim, seed, &metadata);
+    control_host(&mut sim, seed, &control);
     for (index, state) in nodes.iter().enumerate() {
         node_host(&mut sim, seed, index as u64 + 1, state);
     }
@@ -91,7 +105,12 @@ pub fn run(seed: u64) -> anyhow::Result<Outcome> {
         *told.lock() = Some(outcome);
         Ok(())
     });
-    let mut faults = Faults::new(SeededRandom::new(seed), nodes, trace.clone());
+    let hosts = Hosts {
+        nodes,
+        control,
+        metadata,
+    };
+    let mut faults = Faults::new(SeededRandom::new(seed), hosts, trace.clone());
     loop {
         let ended = sim
             .step()
@@ -102,21 +121,28 @@ pub fn run(seed: u64) -> anyhow::Result<Outcome> {
         faults.step(&mut sim, &progress);
     }
     let outcome = result.lock().take();
-    let acknowledged = outcome.ok_or_else(|| anyhow::anyhow!("the client did not end"))??;
+    let (acknowledged, unknown) = outcome.ok_or_else(|| anyhow::anyhow!("the client did not end"))??;
     Ok(Outcome {
-        trace: trace.lines(),
         acknowledged,
+        unknown,
         faults: faults.done(),
     })
 }
 
-fn metadata_host(sim: &mut turmoil::Sim<'_>, seed: u64) {
+fn metadata_host(sim: &mut turmoil::Sim<'_>, seed: u64, wires: &Arc<Wires>) {
+    let wires = Arc::clone(wires);
     // The store of record is a database of its own; here it survives as memory that outlives the process.
     let clock = Arc::new(SimClock::default());
     let store = Arc::new(MemoryStore::new(&ports(seed, 101, clock.clone()), 10_000));
+    let starts = Arc::new(SeededRandom::new(seed ^ (102 << 32)));
     sim.host("metadata", move || {
-        let (store, ports) = (Arc::clone(&store), ports(seed, 102, Arc::clone(&clock)));
-        async move {
+        let (store, ports) = (
+            Arc::clone(&store),
+            ports(seed ^ starts.next_u64(), 102, Arc::clone(&clock)),
+        );
+        let wires = Arc::clone(&wires);
+        let network = SimNetwork(Arc::clone(&wires));
+        let software = async move {
             let config = ptah_metadata::Config {
                 grpc_listen: "0.0.0.0:6224".into(),
                 cluster: cluster(),
@@ -124,7 +150,7 @@ fn metadata_host(sim: &mut turmoil::Sim<'_>, seed: u64) {
             };
             let deps = ptah_metadata::Deps {
                 ports,
-                network: Arc::new(SimNetwork),
+                network: Arc::new(network),
                 tasks: Tasks::root(),
                 metrics: Metrics::new(),
                 health: Health::new("metadata"),
@@ -132,15 +158,20 @@ fn metadata_host(sim: &mut turmoil::Sim<'_>, seed: u64) {
             };
             let _running = ptah_metadata::start(config, deps).await?;
             std::future::pending().await
-        }
+        };
+        async move { wires.serve(software).await }
     });
 }
 
-fn control_host(sim: &mut turmoil::Sim<'_>, seed: u64) {
+fn control_host(sim: &mut turmoil::Sim<'_>, seed: u64, wires: &Arc<Wires>) {
+    let wires = Arc::clone(wires);
     let clock = Arc::new(SimClock::default());
+    let starts = Arc::new(SeededRandom::new(seed ^ (103 << 32)));
     sim.host("control", move || {
-        let ports = ports(seed, 103, Arc::clone(&clock));
-        async move {
+        let ports = ports(seed ^ starts.next_u64(), 103, Arc::clone(&clock));
+        let wires = Arc::clone(&wires);
+        let network = SimNetwork(Arc::clone(&wires));
+        let software = async move {
             let mut config = ptah_control_plane::Config {
                 grpc_listen: "0.0.0.0:6223".into(),
                 metadata_address: "metadata:6224".into(),
@@ -150,25 +181,31 @@ fn control_host(sim: &mut turmoil::Sim<'_>, seed: u64) {
             config.bootstrap.root_password = Secret::new(workload::PASSWORD.to_owned());
             let deps = ptah_control_plane::Deps {
                 ports,
-                network: Arc::new(SimNetwork),
+                network: Arc::new(network),
                 tasks: Tasks::root(),
                 metrics: Metrics::new(),
                 health: Health::new("control-plane"),
             };
             let _running = ptah_control_plane::start(config, deps).await?;
             std::future::pending().await
-        }
+        };
+        async move { wires.serve(software).await }
     });
 }
 
 fn node_host(sim: &mut turmoil::Sim<'_>, seed: u64, id: u64, state: &NodeState) {
-    let (disk, clock) = (state.disk.clone(), Arc::clone(&state.clock));
+    let (disk, clock, wires) = (
+        state.disk.clone(),
+        Arc::clone(&state.clock),
+        Arc::clone(&state.wires),
+    );
     let starts = Arc::new(SeededRandom::new(seed ^ (id << 32)));
     sim.host(format!("storage-{id}"), move || {
         // Another start, another stream of random numbers.
         let ports = ports(seed ^ starts.next_u64(), id, Arc::clone(&clock));
-        let disk = disk.as_disk();
-        async move {
+        let (disk, wires) = (disk.as_disk(), Arc::clone(&wires));
+        let network = SimNetwork(Arc::clone(&wires));
+        let software = async move {
             let mut config = ptah_storage_node::Config {
                 node_id: id,
                 name: format!("storage-{id}"),
@@ -184,7 +221,7 @@ fn node_host(sim: &mut turmoil::Sim<'_>, seed: u64, id: u64, state: &NodeState) 
             host.simulation = true;
             let deps = ptah_storage_node::Deps {
                 ports,
-                network: Arc::new(SimNetwork),
+                network: Arc::new(network),
                 tasks: Tasks::root(),
                 metrics: Metrics::new(),
                 health: Health::new("storage-node"),
@@ -193,7 +230,8 @@ fn node_host(sim: &mut turmoil::Sim<'_>, seed: u64, id: u64, state: &NodeState) 
             };
             let _running = ptah_storage_node::start(config, deps).await?;
             std::future::pending().await
-        }
+        };
+        async move { wires.serve(software).await }
     });
 }
 
@@ -211,7 +249,7 @@ fn gateway_host(sim: &mut turmoil::Sim<'_>, seed: u64) {
             config.control_plane_addresses = ptah_service::List(vec!["control:6223".into()]);
             let deps = ptah_gateway::Deps {
                 ports,
-                network: Arc::new(SimNetwork),
+                network: Arc::new(SimNetwork::default()),
                 tasks: Tasks::root(),
                 metrics: Metrics::new(),
                 health: Health::new("gateway"),
