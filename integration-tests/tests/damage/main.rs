@@ -14,7 +14,7 @@ use ptah_integration_tests::{process, until};
 const MESSAGES: u64 = 3_000;
 const SMALL_SEGMENTS: &str = "[partition]\nsegment_bytes = 1048576\n";
 
-type Matches = dyn Fn(&str) -> bool;
+type Matches<'a> = dyn Fn(&str) -> bool + 'a;
 type Stored = BTreeMap<u64, Bytes>;
 
 async fn store_messages(client: &Client, station: &str, size: usize) -> anyhow::Result<Stored> {
@@ -33,7 +33,7 @@ async fn store_messages(client: &Client, station: &str, size: usize) -> anyhow::
 }
 
 /// Files of a kind, biggest first, so that the first one has content.
-fn files(dir: &Path, matches: &Matches) -> anyhow::Result<Vec<PathBuf>> {
+fn files(dir: &Path, matches: &Matches<'_>) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
@@ -127,7 +127,7 @@ async fn a_flipped_bit_in_any_file_of_the_only_replica_is_noticed() -> anyhow::R
     let kept = cluster.path().join("kept");
     let is_wal = |path: &str| path.contains("/wal/");
     let is_group = |path: &str| !path.contains("/wal/") && path.contains("/g/");
-    let kinds: [(&str, &Matches, bool); 4] = [
+    let kinds: [(&str, &Matches<'_>, bool); 4] = [
         ("write-ahead log", &is_wal, false),
         ("segment", &|path| is_group(path) && path.ends_with(".seg"), true),
         (
