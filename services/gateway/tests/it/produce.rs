@@ -154,3 +154,27 @@ async fn a_station_that_is_not_there_is_told_by_name() {
         "station `nothing` not found in tenant `default`; create it first"
     );
 }
+
+#[tokio::test]
+async fn producers_beyond_the_memory_budget_are_held_back_and_all_get_through() {
+    let cluster = cluster()
+        .config(|config| config.produce.budget_bytes = 66 << 20)
+        .start()
+        .await;
+    cluster.station("orders", 3).await;
+    let body = bytes::Bytes::from(vec![9; 8 << 20]);
+    let producers = (0..20).map(|n| {
+        let client = cluster.on_own_connection();
+        let message = api::NewMessage {
+            payload: body.clone(),
+            partition: n % 3 + 1,
+            ..api::NewMessage::default()
+        };
+        async move { client.produce("orders", vec![message]).await }
+    });
+    let results = futures_util::future::join_all(producers).await;
+    let mut places: Vec<_> = results.iter().map(|results| stored(&results[0])).collect();
+    places.sort_unstable();
+    places.dedup();
+    assert_eq!(places.len(), 20);
+}
