@@ -15,19 +15,29 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use turmoil::net::{TcpListener, TcpStream};
 
+use crate::trace::Trace;
+
 type Stream = Mutex<Option<TcpStream>>;
 
 /// The open connections of one host.
 ///
 /// A crash drops the tasks of a host in an order that depends on the ids of tasks, which are counted per process. So
 /// that every run is the same, the connections are ended before, in the order in which they were opened.
-#[derive(Default)]
 pub(crate) struct Wires {
+    trace: Trace,
     streams: Mutex<(u64, BTreeMap<u64, Weak<Stream>>)>,
     hang_up: Notify,
 }
 
 impl Wires {
+    pub(crate) fn new(trace: &Trace) -> Arc<Self> {
+        Arc::new(Self {
+            trace: trace.clone(),
+            streams: Mutex::default(),
+            hang_up: Notify::new(),
+        })
+    }
+
     fn add(&self, stream: TcpStream) -> BoxIo {
         let stream = Arc::new(Mutex::new(Some(stream)));
         let mut streams = self.streams.lock();
@@ -35,7 +45,10 @@ impl Wires {
         streams.0 += 1;
         let number = streams.0;
         streams.1.insert(number, Arc::downgrade(&stream));
-        Box::new(Wire(stream))
+        Box::new(Wire {
+            stream,
+            trace: self.trace.clone(),
+        })
     }
 
     /// Ends all connections. Outside of a host the peers are told nothing, as by a machine that lost its power; inside,
@@ -66,11 +79,14 @@ impl Wires {
     }
 }
 
-struct Wire(Arc<Stream>);
+struct Wire {
+    stream: Arc<Stream>,
+    trace: Trace,
+}
 
 impl Wire {
     fn poll<T>(&self, poll: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        match self.0.lock().as_mut() {
+        match self.stream.lock().as_mut() {
             Some(stream) => poll(Pin::new(stream)),
             None => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
         }
@@ -85,7 +101,11 @@ impl AsyncRead for Wire {
 
 impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll(|stream| stream.poll_write(cx, buf))
+        let written = self.poll(|stream| stream.poll_write(cx, buf));
+        if let Poll::Ready(Ok(count)) = &written {
+            self.trace.sent(&buf[..*count]);
+        }
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -98,7 +118,7 @@ impl AsyncWrite for Wire {
 }
 
 /// Connects and listens inside the simulation. Addresses are `host:port` with turmoil's host names.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct SimNetwork(pub(crate) Arc<Wires>);
 
 impl Network for SimNetwork {

@@ -50,11 +50,7 @@ pub(crate) async fn read(channel: &RpcChannel) -> anyhow::Result<Stored> {
 pub(crate) async fn consume(channel: &RpcChannel, stored: &Stored) -> anyhow::Result<()> {
     use api::consume_response::Response;
 
-    let mut client = MessageServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
-    let (requests, receiver) = mpsc::channel(64);
-    requests.send(open()).await?;
-    let request = authorized(ReceiverStream::new(receiver));
-    let mut answers = client.consume(request).await?.into_inner();
+    let (requests, mut answers) = open(channel).await?;
     let mut read = Stored::new();
     let mut unconfirmed = 0;
     loop {
@@ -129,7 +125,34 @@ fn take_batch(batch: &api::ConsumeBatch, read: &mut Stored) -> anyhow::Result<Ve
     Ok(acks)
 }
 
-fn open() -> api::ConsumeRequest {
+type Opened = (
+    mpsc::Sender<api::ConsumeRequest>,
+    tonic::Streaming<api::ConsumeResponse>,
+);
+
+/// Opens the stream. A control plane that has just died holds its office for some seconds: the group cannot be made.
+async fn open(channel: &RpcChannel) -> anyhow::Result<Opened> {
+    let mut client = MessageServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let (requests, receiver) = mpsc::channel(64);
+        requests.send(opening()).await?;
+        let request = authorized(ReceiverStream::new(receiver));
+        match client.consume(request).await {
+            Ok(answers) => return Ok((requests, answers.into_inner())),
+            Err(status) => {
+                let may_retry = status.code() == tonic::Code::Unavailable;
+                anyhow::ensure!(
+                    may_retry && tokio::time::Instant::now() < deadline,
+                    "open: {status}"
+                );
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn opening() -> api::ConsumeRequest {
     request_of(api::consume_request::Request::Open(api::ConsumeOpen {
         station: STATION.into(),
         group: "readers".into(),

@@ -3,8 +3,10 @@
 //! Two runs of one seed must give the same text, down to the last line.
 
 use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tracing::field::{Field, Visit};
@@ -16,6 +18,8 @@ use tracing_subscriber::layer::{Context, Layer};
 pub struct Trace {
     lines: Arc<Mutex<Vec<String>>>,
     muted: Arc<AtomicBool>,
+    sent: Arc<Mutex<DefaultHasher>>,
+    now: Arc<Mutex<Duration>>,
 }
 
 impl Trace {
@@ -29,6 +33,19 @@ impl Trace {
         self.lines.lock().clone()
     }
 
+    /// Notes that a host has sent `bytes`, as part of the fingerprint.
+    pub(crate) fn sent(&self, bytes: &[u8]) {
+        let mut sent = self.sent.lock();
+        sent.write(bytes);
+        let at = self.now();
+        sent.write_u128(at.as_nanos());
+    }
+
+    /// Adds a line that stands for every byte that any host has sent so far, and for when.
+    pub(crate) fn note_fingerprint(&self) {
+        self.note(format!("sent: {:016x}", self.sent.lock().finish()));
+    }
+
     /// Runs `act` without taking notes of events: what is torn down by a crash says nothing any more.
     pub(crate) fn without_events(&self, act: impl FnOnce()) {
         self.muted.store(true, Ordering::SeqCst);
@@ -36,8 +53,17 @@ impl Trace {
         self.muted.store(false, Ordering::SeqCst);
     }
 
+    /// Tells the time to whoever is outside of the hosts.
+    pub(crate) fn set_now(&self, now: Duration) {
+        *self.now.lock() = now;
+    }
+
+    fn now(&self) -> Duration {
+        turmoil::sim_elapsed().unwrap_or_else(|| *self.now.lock())
+    }
+
     fn push(&self, text: &str) {
-        let at = turmoil::sim_elapsed().unwrap_or_default();
+        let at = self.now();
         self.lines
             .lock()
             .push(format!("{:>12.6} {text}", at.as_secs_f64()));

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
 
-use crate::network::SimNetwork;
+use crate::network::{SimNetwork, Wires};
 use crate::readers;
 use crate::trace::Trace;
 
@@ -26,6 +26,8 @@ pub(crate) const STATION: &str = "orders";
 pub(crate) const PARTITIONS: u32 = 2;
 const BATCH: u64 = 10;
 const WINDOW: usize = 100;
+/// Pause between two answers, without which the client would produce millions of messages.
+const PACE: Duration = Duration::from_millis(25);
 /// Longest wait for an answer in simulated time: longer than any fault and the gateway's own retries.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -59,7 +61,7 @@ pub(crate) fn authorized<T>(message: T) -> Request<T> {
 /// Produces until the faults are over, reads back, compares; the numbers of acknowledged and unknown
 /// messages.
 pub(crate) async fn run(progress: &Progress, trace: &Trace) -> anyhow::Result<(usize, usize)> {
-    let channels = Channels::public(std::sync::Arc::new(SimNetwork::default()));
+    let channels = Channels::public(std::sync::Arc::new(SimNetwork(Wires::new(trace))));
     let channel = channels.to("gateway:5555")?;
     create_station(&channel).await?;
     trace.note("client: station is there");
@@ -163,8 +165,7 @@ async fn produce(channel: &RpcChannel, progress: &Progress) -> anyhow::Result<Pr
                 take_result(result, &mut sent, &mut produced)?;
             }
         }
-        // Leaves simulated time for others; without it the client would produce millions of messages.
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(PACE).await;
     }
 }
 

@@ -22,6 +22,9 @@ pub(crate) const NODES: u64 = 3;
 /// Longest run, in simulated time.
 const LIMIT: Duration = Duration::from_secs(600);
 
+/// Every so many simulated milliseconds the trace gets a fingerprint of the traffic.
+const FINGERPRINT_STEPS: u64 = 250;
+
 /// What a run ended with.
 #[derive(Debug)]
 pub struct Outcome {
@@ -86,16 +89,16 @@ pub fn run(seed: u64, trace: &Trace) -> anyhow::Result<Outcome> {
                     % 801) as i64
                     - 400,
             )),
-            wires: Arc::default(),
+            wires: Wires::new(trace),
         })
         .collect();
-    let (metadata, control) = (Arc::default(), Arc::default());
+    let (metadata, control) = (Wires::new(trace), Wires::new(trace));
     metadata_host(&mut sim, seed, &metadata);
     control_host(&mut sim, seed, &control);
     for (index, state) in nodes.iter().enumerate() {
         node_host(&mut sim, seed, index as u64 + 1, state);
     }
-    gateway_host(&mut sim, seed);
+    gateway_host(&mut sim, seed, &Wires::new(trace));
 
     let result = Arc::new(Mutex::new(None));
     let progress = Arc::new(workload::Progress::default());
@@ -111,6 +114,7 @@ pub fn run(seed: u64, trace: &Trace) -> anyhow::Result<Outcome> {
         metadata,
     };
     let mut faults = Faults::new(SeededRandom::new(seed), hosts, trace.clone());
+    let mut steps = 0_u64;
     loop {
         let ended = sim
             .step()
@@ -118,7 +122,12 @@ pub fn run(seed: u64, trace: &Trace) -> anyhow::Result<Outcome> {
         if ended {
             break;
         }
+        trace.set_now(sim.elapsed());
         faults.step(&mut sim, &progress);
+        steps += 1;
+        if steps % FINGERPRINT_STEPS == 0 {
+            trace.note_fingerprint();
+        }
     }
     let outcome = result.lock().take();
     let (acknowledged, unknown) = outcome.ok_or_else(|| anyhow::anyhow!("the client did not end"))??;
@@ -235,10 +244,12 @@ fn node_host(sim: &mut turmoil::Sim<'_>, seed: u64, id: u64, state: &NodeState) 
     });
 }
 
-fn gateway_host(sim: &mut turmoil::Sim<'_>, seed: u64) {
+fn gateway_host(sim: &mut turmoil::Sim<'_>, seed: u64, wires: &Arc<Wires>) {
+    let wires = Arc::clone(wires);
     let clock = Arc::new(SimClock::default());
     sim.host("gateway", move || {
         let ports = ports(seed, 104, Arc::clone(&clock));
+        let network = SimNetwork(Arc::clone(&wires));
         async move {
             let mut config = ptah_gateway::Config {
                 grpc_listen: "0.0.0.0:5555".into(),
@@ -249,7 +260,7 @@ fn gateway_host(sim: &mut turmoil::Sim<'_>, seed: u64) {
             config.control_plane_addresses = ptah_service::List(vec!["control:6223".into()]);
             let deps = ptah_gateway::Deps {
                 ports,
-                network: Arc::new(SimNetwork::default()),
+                network: Arc::new(network),
                 tasks: Tasks::root(),
                 metrics: Metrics::new(),
                 health: Health::new("gateway"),

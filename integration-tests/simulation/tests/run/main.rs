@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::process::Command;
 
 use ptah_simulation::{Trace, run};
 
@@ -33,17 +34,40 @@ fn nothing_acknowledged_is_lost_doubled_or_reordered() {
     }
 }
 
-#[test]
-fn the_same_seed_gives_the_same_trace_and_another_one_another() {
-    let first = run_well(7);
-    // What a run leaves behind in the process must not change the next one of the same seed.
-    assert_ne!(first, run_well(8));
-    let second = run_well(7);
-    let differing = first.iter().zip(&second).position(|(a, b)| a != b);
+fn compare(first: &[String], second: &[String]) {
+    let differing = first.iter().zip(second).position(|(a, b)| a != b);
     if let Some(line) = differing {
         panic!("line {line} differs:\n{}\n{}", first[line], second[line]);
     }
     assert_eq!(first.len(), second.len());
+}
+
+fn trace_of_another_process(seed: u64) -> String {
+    let directory = tempfile::tempdir().expect("a directory for the trace");
+    let ended = Command::new(std::env::current_exe().expect("this test has a path"))
+        .args(["--exact", "chosen_seeds"])
+        .env("PTAH_SIMULATION_SEEDS", seed.to_string())
+        .env("PTAH_SIMULATION_TRACES", directory.path())
+        .output()
+        .expect("the other process ends");
+    assert!(
+        ended.status.success(),
+        "{}",
+        String::from_utf8_lossy(&ended.stdout)
+    );
+    std::fs::read_to_string(directory.path().join(format!("seed-{seed}.log")))
+        .expect("it has written a trace")
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace_and_another_one_another() {
+    let other = std::thread::spawn(|| trace_of_another_process(7));
+    let first = run_well(7);
+    // What a run leaves behind in the process must not change the next one of the same seed.
+    assert_ne!(first, run_well(8));
+    compare(&first, &run_well(7));
+    let elsewhere = other.join().expect("the thread ends");
+    compare(&first, &elsewhere.lines().map(str::to_owned).collect::<Vec<_>>());
     assert!(
         first.len() > 100,
         "a trace of {} lines shows nothing",

@@ -82,6 +82,8 @@ impl Acceptor {
         let mut builder = http2::Builder::new(Spawner(self.tasks.clone()));
         builder
             .timer(TokioTimer::new())
+            // gRPC has no use for it, and the system's time has no place in a simulation.
+            .auto_date_header(false)
             .initial_stream_window_size(options.stream_window_bytes)
             .initial_connection_window_size(options.connection_window_bytes)
             .max_concurrent_streams(options.max_concurrent_streams)
