@@ -8,9 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use ptah_raft::{HostOptions, HostParts, RaftHost};
 use ptah_rpc::clients::NodeRegistration;
-use ptah_rpc::{
-    Channels, ClusterSecret, Listener, MAX_RPC_MESSAGE_BYTES, Network, Server, ServerHandle, bind,
-};
+use ptah_rpc::{Channels, ClusterSecret, Listener, Network, Server, ServerHandle, bind};
 use ptah_segment_log::{Disk, OsDisk};
 use ptah_service::{BoxFuture, Component, Health, Metrics, Ports, Shell, Tasks};
 use ptah_types::limits::MAX_BATCH_BYTES;
@@ -21,7 +19,7 @@ use crate::budget::Budget;
 use crate::config::Config;
 use crate::control::{ControlLoop, ControlPlanes};
 use crate::disk::{DiskChange, DiskGuard};
-use crate::grpc::{PartitionGrpc, PartitionServiceServer, ReplicaGrpc, ReplicaServiceServer};
+use crate::grpc::{PartitionGrpc, ReplicaGrpc};
 use crate::identity::{Directory, examine, identity_of, new_disk_id};
 use crate::metrics::NodeMetrics;
 use crate::node::Node;
@@ -142,21 +140,12 @@ impl Starting {
             self.ready,
         );
         let stopping = self.tasks.stopping();
-        let partitions = PartitionGrpc::new(Arc::clone(&node), stopping.clone());
         let server = Server::internal(self.secret.clone())
             .metrics(&self.deps.metrics)
             .health(&self.deps.health)
             .add_service(node.host.transport_service())
-            .add_service(
-                PartitionServiceServer::new(partitions)
-                    .max_decoding_message_size(MAX_RPC_MESSAGE_BYTES)
-                    .max_encoding_message_size(MAX_RPC_MESSAGE_BYTES),
-            )
-            .add_service(
-                ReplicaServiceServer::new(ReplicaGrpc::new(keeper.clone()))
-                    .max_decoding_message_size(MAX_RPC_MESSAGE_BYTES)
-                    .max_encoding_message_size(MAX_RPC_MESSAGE_BYTES),
-            )
+            .add_service(PartitionGrpc::server(Arc::clone(&node), stopping.clone()))
+            .add_service(ReplicaGrpc::server(keeper.clone()))
             .serve(self.listener, &self.deps.tasks);
         spawn_loops(&self.tasks, &node);
         self.tasks.spawn("placement", task.run(stopping.clone()));

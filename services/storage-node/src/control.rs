@@ -3,6 +3,7 @@
 //! The node serves without a control plane; only its first start needs one. A failure is logged once per change of what is
 //! wrong, not once per attempt.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use crate::placement::PlacementKeeper;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const CALL_DEADLINE: Duration = Duration::from_secs(2);
+/// A restart waits for control planes that do not answer no longer than this.
+const QUESTION_DEADLINE: Duration = Duration::from_secs(3);
 /// Reports are at least this far apart, however often something changes.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(50);
 /// What a control plane may ask for.
@@ -44,7 +47,8 @@ pub(crate) struct ControlLoop {
     ports: Ports,
     /// Only of a node that cannot serve before it is registered.
     health: Option<Component>,
-    last_trouble: Option<String>,
+    /// What is wrong with each control plane, so that it is logged once.
+    troubles: BTreeMap<String, String>,
 }
 
 impl ControlPlanes {
@@ -91,7 +95,7 @@ impl ControlLoop {
             registration,
             ports,
             health,
-            last_trouble: None,
+            troubles: BTreeMap::new(),
         }
     }
 
@@ -101,14 +105,20 @@ impl ControlLoop {
         self.health = None;
     }
 
-    /// Whether the control plane is known to refuse this node; asks each one once. Unreachable ones say nothing.
-    pub(crate) async fn ask_once(&mut self) -> Result<Option<Registered>, Refused> {
-        for _ in 0..self.planes.addresses.len() {
-            if let Some(registered) = self.try_register().await? {
-                return Ok(Some(registered));
+    /// Whether a control plane is known to refuse this node; asks each one once, and not for long. What cannot be
+    /// reached says nothing.
+    pub(crate) async fn ask_once(&mut self) -> Result<(), Refused> {
+        let asking = async {
+            for _ in 0..self.planes.addresses.len() {
+                if self.try_register().await?.is_some() {
+                    break;
+                }
             }
-        }
-        Ok(None)
+            Ok(())
+        };
+        tokio::time::timeout(QUESTION_DEADLINE, asking)
+            .await
+            .unwrap_or(Ok(()))
     }
 
     /// Registers, however long it takes. `None`: the node stops.
@@ -161,13 +171,14 @@ impl ControlLoop {
     }
 
     fn note_trouble(&mut self, error: &RpcError) {
-        let trouble = format!("control plane at {}: {error}", self.planes.current);
+        let address = &self.planes.current;
+        let trouble = error.to_string();
         if let Some(health) = &self.health {
-            health.not_ready(trouble.clone());
+            health.not_ready(format!("control plane at {address}: {trouble}"));
         }
-        if self.last_trouble.as_ref() != Some(&trouble) {
-            tracing::warn!(address = %self.planes.current, %error, "control plane does not answer, trying on");
-            self.last_trouble = Some(trouble);
+        if self.troubles.get(address) != Some(&trouble) {
+            tracing::warn!(%address, error = %trouble, "control plane does not answer, trying on");
+            self.troubles.insert(address.clone(), trouble);
         }
     }
 
@@ -175,8 +186,9 @@ impl ControlLoop {
         if let Some(health) = &self.health {
             health.ready();
         }
-        if self.last_trouble.take().is_some() {
+        if !self.troubles.is_empty() {
             tracing::info!(address = %self.planes.current, "control plane answers");
+            self.troubles.clear();
         }
     }
 
@@ -198,16 +210,17 @@ impl ControlLoop {
             loop {
                 let began = Instant::now();
                 changes.mark_unchanged();
-                if !self.report(&node, &keeper).await {
-                    break;
-                }
+                let known = self.report(&node, &keeper).await;
                 tokio::select! {
                     biased;
                     () = stopping.cancelled() => return Ok(()),
                     () = tokio::time::sleep_until(began + interval) => {}
-                    () = changed(&mut changes) => {
+                    () = changed(&mut changes), if known => {
                         tokio::time::sleep_until(began + SHORTEST_INTERVAL).await;
                     }
+                }
+                if !known {
+                    break;
                 }
             }
         }

@@ -6,10 +6,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use ptah_partition::{ConsumerId, Deliveries, Lease, RangeSet, SequenceRange};
+use ptah_partition::{ConsumerId, Deliveries, Lease, Partition, RangeSet, SequenceRange};
 use ptah_types::{ConsumerGroupId, Sequence};
 use tokio::time::Instant;
 
@@ -47,6 +48,8 @@ impl Credit {
 pub(crate) struct GroupDelivery {
     pub(super) core: Arc<LeaderCore>,
     pub(super) id: ConsumerGroupId,
+    /// Open pulls; without any, the group is not told of new messages and looks when it is asked for something.
+    open_pulls: AtomicUsize,
     pub(super) state: Mutex<GroupState>,
 }
 
@@ -87,6 +90,7 @@ impl GroupDelivery {
         let group = Arc::new(Self {
             core,
             id,
+            open_pulls: AtomicUsize::new(0),
             state: Mutex::new(GroupState {
                 deliveries: deliveries?,
                 pulls: BTreeMap::new(),
@@ -136,6 +140,9 @@ impl GroupDelivery {
             told_idle: false,
         };
         state.pulls.insert(consumer, pull);
+        self.open_pulls.store(state.pulls.len(), Ordering::Release);
+        // Messages that are applied from here on are told; those before are seen now.
+        self.look_at_partition(&mut state);
         outbox.signal(pull_id);
         Ok(consumer)
     }
@@ -243,16 +250,28 @@ impl GroupDelivery {
 
     fn forget(self: &Arc<Self>, state: &mut GroupState, consumer: ConsumerId) {
         state.pulls.remove(&consumer);
+        self.open_pulls.store(state.pulls.len(), Ordering::Release);
         self.hand_out(state);
         self.replicate_when_due(state);
         self.set_alarm(state);
     }
 
+    /// Whether somebody reads.
+    pub(crate) fn has_pulls(&self) -> bool {
+        self.open_pulls.load(Ordering::Acquire) > 0
+    }
+
+    /// Catches up with what was stored while nobody read.
+    pub(super) fn look_at_partition(&self, state: &mut GroupState) {
+        let bounds = |partition: &Partition| (partition.first_sequence(), partition.next_sequence());
+        let (first, next) = self.core.replica.with_partition(bounds);
+        state.observe(first, next);
+    }
+
     /// Messages from `first` to before `next` are stored now.
     pub(crate) fn observe(self: &Arc<Self>, first: Sequence, next: Sequence) {
         let mut state = self.state.lock();
-        state.deliveries.observe(first, next);
-        state.next_sequence = state.next_sequence.max(next);
+        state.observe(first, next);
         self.hand_out(&mut state);
         self.replicate_when_due(&mut state);
     }
@@ -328,6 +347,11 @@ impl GroupDelivery {
 }
 
 impl GroupState {
+    fn observe(&mut self, first: Sequence, next: Sequence) {
+        self.deliveries.observe(first, next);
+        self.next_sequence = self.next_sequence.max(next);
+    }
+
     /// Gives leases to their pulls.
     pub(super) fn route(&mut self, leases: Vec<Lease>) {
         for lease in leases {

@@ -73,6 +73,9 @@ impl GroupDelivery {
             }
             return;
         }
+        if !self.has_pulls() {
+            self.look_at_partition(&mut state);
+        }
         let outcome = state.deliveries.ack(&ranges);
         self.core.shared.metrics.acked_messages.inc_by(outcome.newly);
         let confirmed = reply.is_some();

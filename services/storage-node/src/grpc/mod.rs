@@ -9,6 +9,4 @@ mod partitions;
 mod replicas;
 
 pub(crate) use partitions::PartitionGrpc;
-pub(crate) use ptah_proto::storage::v1::partition_service_server::PartitionServiceServer;
-pub(crate) use ptah_proto::storage::v1::replica_service_server::ReplicaServiceServer;
 pub(crate) use replicas::ReplicaGrpc;

@@ -7,7 +7,8 @@ use futures_util::Stream;
 use ptah_partition::GroupSpec;
 use ptah_proto::common::v1 as common;
 use ptah_proto::storage::v1 as pb;
-use ptah_proto::storage::v1::partition_service_server::PartitionService;
+use ptah_proto::storage::v1::partition_service_server::{PartitionService, PartitionServiceServer};
+use ptah_rpc::MAX_RPC_MESSAGE_BYTES;
 use ptah_service::Stopping;
 use ptah_types::{ConsumerGroupId, GroupName, StartAt};
 use tokio::sync::oneshot;
@@ -35,8 +36,10 @@ pub(crate) struct PartitionGrpc {
 
 impl PartitionGrpc {
     /// A service that ends its streams when `stopping` says so.
-    pub(crate) fn new(node: Arc<Node>, stopping: Stopping) -> Self {
-        Self { node, stopping }
+    pub(crate) fn server(node: Arc<Node>, stopping: Stopping) -> PartitionServiceServer<Self> {
+        PartitionServiceServer::new(Self { node, stopping })
+            .max_decoding_message_size(MAX_RPC_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_RPC_MESSAGE_BYTES)
     }
 }
 

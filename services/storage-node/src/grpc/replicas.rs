@@ -1,9 +1,9 @@
 //! `ReplicaService`: what the control plane calls.
 
 use ptah_proto::storage::v1 as pb;
-use ptah_proto::storage::v1::replica_service_server::ReplicaService;
+use ptah_proto::storage::v1::replica_service_server::{ReplicaService, ReplicaServiceServer};
 use ptah_rpc::clients::PlacementOrder;
-use ptah_rpc::to_status;
+use ptah_rpc::{MAX_RPC_MESSAGE_BYTES, to_status};
 use tonic::{Request, Response, Status};
 
 use crate::placement::PlacementKeeper;
@@ -16,8 +16,10 @@ pub(crate) struct ReplicaGrpc {
 
 impl ReplicaGrpc {
     /// A service that hands orders to `keeper`.
-    pub(crate) fn new(keeper: PlacementKeeper) -> Self {
-        Self { keeper }
+    pub(crate) fn server(keeper: PlacementKeeper) -> ReplicaServiceServer<Self> {
+        ReplicaServiceServer::new(Self { keeper })
+            .max_decoding_message_size(MAX_RPC_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_RPC_MESSAGE_BYTES)
     }
 }
 

@@ -114,14 +114,14 @@ impl PartitionLeader {
     /// Messages were added: pulls that wait get them.
     pub(super) fn messages_were_added(&self) {
         let groups = self.groups.read();
-        if groups.is_empty() {
+        if !groups.values().any(|group| group.has_pulls()) {
             return;
         }
         let (first, next) = self
             .core
             .replica
             .with_partition(|partition| (partition.first_sequence(), partition.next_sequence()));
-        for group in groups.values() {
+        for group in groups.values().filter(|group| group.has_pulls()) {
             group.observe(first, next);
         }
     }

@@ -4,7 +4,14 @@ use ptah_proto::common::v1::ErrorKind;
 use ptah_proto::storage::v1 as pb;
 use ptah_proto::storage::v1::append_request::Request;
 
-use crate::harness::{Appender, MAX_MESSAGE_BYTES, batch, group_id, leader, numbered};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ptah_segment_log::SimOp;
+
+use crate::harness::{
+    Appender, ControlPlane, MAX_MESSAGE_BYTES, TestNode, batch, group_id, leader, numbered, order,
+};
 
 #[tokio::test]
 async fn batches_are_stored_in_order_without_a_gap() {
@@ -194,4 +201,34 @@ async fn more_than_the_window_in_flight_slows_the_stream_and_loses_nothing() {
     for number in 1..=batches {
         assert_eq!(appender.stored().await.0, number);
     }
+}
+
+#[tokio::test]
+async fn a_partition_whose_disk_hangs_refuses_more_than_it_may_hold_and_goes_on_afterwards() {
+    let control = ControlPlane::start().await;
+    let mut node = TestNode::new(1, &control);
+    node.config.append.partition_bytes = 1 << 20;
+    node.start().await.unwrap();
+    node.place(&order(1, &[&node], &node)).await.unwrap();
+    node.until_led(group_id(1)).await;
+    let hangs = Arc::new(AtomicBool::new(true));
+    let gate = Arc::clone(&hangs);
+    node.disk.set_hook(Some(Arc::new(move |op, _| {
+        while op == SimOp::Sync && gate.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+    })));
+    let mut appender = node.appender().await;
+    appender.channel(1, group_id(1)).await;
+    appender.channel(2, group_id(1)).await;
+    let half = batch(&["x".repeat(600_000)]);
+    appender.send(1, 1, &half).await;
+    appender.send(1, 2, &half).await;
+    appender.send(2, 3, &half).await;
+    let refused = appender.refused().await;
+    assert_eq!((refused.number, refused.kind), (3, ErrorKind::Exhausted));
+    hangs.store(false, Ordering::Release);
+    assert_eq!((appender.stored().await.0, appender.stored().await.0), (1, 2));
+    appender.send(2, 3, &half).await;
+    assert_eq!(appender.stored().await.1.base_sequence, 3);
 }

@@ -1,6 +1,8 @@
 //! Three nodes: leadership moves, nothing answered is lost.
 
 use ptah_proto::common::v1::ErrorKind;
+use ptah_proto::storage::v1::append_result::Outcome;
+use ptah_storage_node::Config;
 
 use crate::harness::{
     ACK_DEADLINE_MS, Appender, ControlPlane, TestNode, batch, group_id, numbered, order, soon, until,
@@ -9,10 +11,17 @@ use crate::harness::{
 const PLENTY: u64 = 64 << 20;
 
 async fn three() -> (ControlPlane, Vec<TestNode>) {
+    three_with(|_| {}).await
+}
+
+async fn three_with(change: impl Fn(&mut Config)) -> (ControlPlane, Vec<TestNode>) {
     let control = ControlPlane::start().await;
     let mut nodes = Vec::new();
     for id in 1..=3 {
-        nodes.push(TestNode::started(id, &control).await);
+        let mut node = TestNode::new(id, &control);
+        change(&mut node.config);
+        node.start().await.unwrap();
+        nodes.push(node);
     }
     let all: Vec<&TestNode> = nodes.iter().collect();
     for node in &nodes {
@@ -152,4 +161,43 @@ async fn answered_appends_survive_a_leader_that_loses_power_under_load() {
     }
     assert_eq!(nodes[next].everything().await, numbered(1, 200));
     nodes[leader].start().await.unwrap();
+}
+
+#[tokio::test]
+async fn without_a_majority_nothing_is_answered_as_stored_and_with_one_it_heals() {
+    let (_control, mut nodes) = three_with(|config| config.append.deadline_ms = 300).await;
+    let leader = leading(&nodes, None).await;
+    let mut appender = Appender::open(&nodes[leader].client(), 5).await;
+    appender.channel(1, group_id(1)).await;
+    appender.send(1, 1, &batch(&numbered(1, 1))).await;
+    appender.stored().await;
+    let others: Vec<usize> = (0..3).filter(|place| *place != leader).collect();
+    for other in &others {
+        nodes[*other].lose_power().await;
+    }
+    appender.send(1, 2, &batch(&numbered(2, 1))).await;
+    let refused = appender.refused().await;
+    let honest = matches!(
+        refused.kind,
+        ErrorKind::OutcomeUnknown | ErrorKind::Unavailable | ErrorKind::NotLeader
+    );
+    assert!(honest, "{refused:?}");
+    for other in &others {
+        nodes[*other].start().await.unwrap();
+    }
+    // The gateway's part: the same number again, at whoever leads.
+    let stored = until("the retry to be stored", || async {
+        let leader = leading(&nodes, None).await;
+        let mut appender = Appender::open(&nodes[leader].client(), 5).await;
+        appender.channel(1, group_id(1)).await;
+        appender.send(1, 2, &batch(&numbered(2, 1))).await;
+        match appender.result().await.outcome {
+            Some(Outcome::Stored(stored)) => Some(stored),
+            _ => None,
+        }
+    })
+    .await;
+    assert_eq!(stored.base_sequence, 2);
+    let leader = leading(&nodes, None).await;
+    assert_eq!(nodes[leader].everything().await, numbered(1, 2));
 }
