@@ -5,6 +5,7 @@
 
 mod clock;
 mod faults;
+mod follower;
 mod network;
 mod readers;
 mod trace;

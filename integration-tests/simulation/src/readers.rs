@@ -50,7 +50,7 @@ pub(crate) async fn read(channel: &RpcChannel) -> anyhow::Result<Stored> {
 pub(crate) async fn consume(channel: &RpcChannel, stored: &Stored) -> anyhow::Result<()> {
     use api::consume_response::Response;
 
-    let (requests, mut answers) = open(channel).await?;
+    let (requests, mut answers) = open(channel, "readers").await?;
     let mut read = Stored::new();
     let mut unconfirmed = 0;
     loop {
@@ -66,16 +66,7 @@ pub(crate) async fn consume(channel: &RpcChannel, stored: &Stored) -> anyhow::Re
                     unconfirmed += 1;
                     requests.send(request).await?;
                 }
-                let messages = batch.messages.len() as u32;
-                let bytes = batch
-                    .messages
-                    .iter()
-                    .map(|message| message.payload.len() as u64)
-                    .sum();
-                let credit = api::ConsumeCredit { messages, bytes };
-                requests
-                    .send(request_of(api::consume_request::Request::Credit(credit)))
-                    .await?;
+                requests.send(credit(&batch)).await?;
             }
             Response::Acked(acked) => {
                 anyhow::ensure!(acked.error.is_none(), "acknowledgement failed: {:?}", acked.error);
@@ -113,33 +104,33 @@ fn take_batch(batch: &api::ConsumeBatch, read: &mut Stored) -> anyhow::Result<Ve
             message.delivery_count
         );
         read.insert(at, message.payload.clone());
-        acks.push(request_of(api::consume_request::Request::Ack(api::ConsumeAck {
-            partition: message.partition,
-            ranges: vec![api::SequenceRange {
-                first: message.sequence,
-                last: message.sequence,
-            }],
-            confirm_id: read.len() as u64,
-        })));
+        acks.push(ack(at.0, at.1, read.len() as u64));
     }
     Ok(acks)
 }
 
-type Opened = (
+/// Both ends of a consume stream.
+pub(crate) type Opened = (
     mpsc::Sender<api::ConsumeRequest>,
     tonic::Streaming<api::ConsumeResponse>,
 );
 
 /// Opens the stream. A control plane that has just died holds its office for some seconds: the group cannot be made.
-async fn open(channel: &RpcChannel) -> anyhow::Result<Opened> {
+pub(crate) async fn open(channel: &RpcChannel, group: &str) -> anyhow::Result<Opened> {
     let mut client = MessageServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let (requests, receiver) = mpsc::channel(64);
-        requests.send(opening()).await?;
+        requests.send(opening(group)).await?;
         let request = authorized(ReceiverStream::new(receiver));
-        match client.consume(request).await {
-            Ok(answers) => return Ok((requests, answers.into_inner())),
+        let opened = async {
+            let mut answers = client.consume(request).await?.into_inner();
+            // The first answer says that the group is there and the stream delivers.
+            answers.message().await?;
+            Ok::<_, tonic::Status>(answers)
+        };
+        match opened.await {
+            Ok(answers) => return Ok((requests, answers)),
             Err(status) => {
                 let may_retry = status.code() == tonic::Code::Unavailable;
                 anyhow::ensure!(
@@ -152,10 +143,14 @@ async fn open(channel: &RpcChannel) -> anyhow::Result<Opened> {
     }
 }
 
-fn opening() -> api::ConsumeRequest {
+fn opening(group: &str) -> api::ConsumeRequest {
     request_of(api::consume_request::Request::Open(api::ConsumeOpen {
         station: STATION.into(),
-        group: "readers".into(),
+        group: group.into(),
+        config: Some(ptah_proto::common::v1::ConsumerGroupConfig {
+            ack_deadline_ms: 5_000,
+            ..Default::default()
+        }),
         credit: Some(api::ConsumeCredit {
             messages: 500,
             bytes: 0,
@@ -168,4 +163,25 @@ fn request_of(request: api::consume_request::Request) -> api::ConsumeRequest {
     api::ConsumeRequest {
         request: Some(request),
     }
+}
+
+/// Acknowledges a message and asks for a confirmation.
+pub(crate) fn ack(partition: u32, sequence: u64, confirm_id: u64) -> api::ConsumeRequest {
+    request_of(api::consume_request::Request::Ack(api::ConsumeAck {
+        partition,
+        ranges: vec![api::SequenceRange {
+            first: sequence,
+            last: sequence,
+        }],
+        confirm_id,
+    }))
+}
+
+/// Gives back the credit that a batch has used.
+pub(crate) fn credit(batch: &api::ConsumeBatch) -> api::ConsumeRequest {
+    let sizes = batch.messages.iter().map(|message| message.payload.len() as u64);
+    request_of(api::consume_request::Request::Credit(api::ConsumeCredit {
+        messages: batch.messages.len() as u32,
+        bytes: sizes.sum(),
+    }))
 }

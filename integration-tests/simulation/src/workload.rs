@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use ptah_proto::api::v1 as api;
 use ptah_proto::api::v1::message_service_client::MessageServiceClient;
 use ptah_proto::api::v1::station_service_client::StationServiceClient;
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
 
+use crate::follower::follow;
 use crate::network::{SimNetwork, Wires};
 use crate::readers;
 use crate::trace::Trace;
@@ -65,20 +67,34 @@ pub(crate) async fn run(progress: &Progress, trace: &Trace) -> anyhow::Result<(u
     let channel = channels.to("gateway:5555")?;
     create_station(&channel).await?;
     trace.note("client: station is there");
+    let goal = Mutex::default();
+    let (numbers, ()) = tokio::try_join!(produce_and_compare(&channel, progress, &goal, trace), async {
+        follow(&channel, &goal, trace).await.context("follow")
+    },)?;
+    Ok(numbers)
+}
+
+async fn produce_and_compare(
+    channel: &RpcChannel,
+    progress: &Progress,
+    goal: &Mutex<Option<Stored>>,
+    trace: &Trace,
+) -> anyhow::Result<(usize, usize)> {
     progress.producing.store(true, Ordering::SeqCst);
-    let produced = produce(&channel, progress).await.context("produce")?;
+    let produced = produce(channel, progress).await.context("produce")?;
     progress.producing.store(false, Ordering::SeqCst);
+    let numbers = (produced.stored.len(), produced.unknown.len());
     trace.note(format!(
         "client: {} acknowledged, {} unknown",
-        produced.stored.len(),
-        produced.unknown.len()
+        numbers.0, numbers.1
     ));
-    let stored = readers::read(&channel).await.context("read back")?;
+    let stored = readers::read(channel).await.context("read back")?;
     compare(&produced, &stored)?;
     trace.note(format!("client: {} stored", stored.len()));
-    readers::consume(&channel, &stored).await.context("consume")?;
+    *goal.lock() = Some(stored.clone());
+    readers::consume(channel, &stored).await.context("consume")?;
     trace.note("client: the consumer group has read everything");
-    Ok((produced.stored.len(), produced.unknown.len()))
+    Ok(numbers)
 }
 
 async fn create_station(channel: &RpcChannel) -> anyhow::Result<()> {

@@ -119,7 +119,7 @@ impl Decider {
             return Ok(hash);
         }
         let given = hash.clone();
-        let is_default = tokio::task::spawn_blocking(move || {
+        let is_default = self.parts.ports.blocking.run(move || {
             let parsed = PasswordHash::new(given.expose()).map_err(|error| error.to_string())?;
             let default = crate::config::DEFAULT_ROOT_PASSWORD.as_bytes();
             Ok::<bool, String>(

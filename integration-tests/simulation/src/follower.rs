@@ -1,0 +1,153 @@
+//! A consumer group that reads and acknowledges while faults happen: at least once, and never again what is acknowledged.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use parking_lot::Mutex;
+use ptah_proto::api::v1 as api;
+use ptah_proto::api::v1::consume_response::Response;
+use ptah_rpc::RpcChannel;
+use tokio::time::Instant;
+
+use crate::readers::{Opened, ack, credit, open};
+use crate::trace::Trace;
+use crate::workload::{PATIENCE, Stored};
+
+const GROUP: &str = "followers";
+/// A message may be under way again while its acknowledgement is stored, at most this long.
+const UNDER_WAY: Duration = Duration::from_secs(10);
+/// How often the follower looks whether it has reached its goal.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What the follower knows.
+#[derive(Default)]
+struct Seen {
+    messages: Stored,
+    /// Acknowledgements that wait for their confirmation, by id.
+    waiting: BTreeMap<u64, (u32, u64)>,
+    confirmed: BTreeMap<(u32, u64), Instant>,
+    acks: u64,
+    again: u64,
+}
+
+/// Reads until everything of `goal` was seen and acknowledged; the goal is known when the client has stopped producing.
+pub(crate) async fn follow(
+    channel: &RpcChannel,
+    goal: &Mutex<Option<Stored>>,
+    trace: &Trace,
+) -> anyhow::Result<()> {
+    let mut seen = Seen::default();
+    let mut patience = Patience::default();
+    loop {
+        let mut stream = open(channel, GROUP).await?;
+        let why = match read(&mut stream, &mut seen, goal, &mut patience).await? {
+            Ended::Reached => break,
+            Ended::Broken(why) => why,
+        };
+        trace.note(format!("follower: stream ended: {why}"));
+        seen.waiting.clear();
+        patience.check(goal, &seen)?;
+        tokio::time::sleep(LOOK).await;
+    }
+    let goal = goal.lock().take().context("the goal is known")?;
+    anyhow::ensure!(
+        seen.messages == goal,
+        "the follower read something else than what is stored"
+    );
+    trace.note(format!(
+        "follower: everything read, {} messages more than once",
+        seen.again
+    ));
+    Ok(())
+}
+
+enum Ended {
+    Reached,
+    Broken(String),
+}
+
+/// Reads one stream.
+async fn read(
+    stream: &mut Opened,
+    seen: &mut Seen,
+    goal: &Mutex<Option<Stored>>,
+    patience: &mut Patience,
+) -> anyhow::Result<Ended> {
+    loop {
+        let answer = match tokio::time::timeout(LOOK, stream.1.message()).await {
+            Ok(Ok(Some(answer))) => answer.response,
+            Ok(Ok(None)) => return Ok(Ended::Broken("end".to_owned())),
+            Ok(Err(status)) => return Ok(Ended::Broken(status.to_string())),
+            Err(_) => None,
+        };
+        match answer {
+            Some(Response::Batch(batch)) => {
+                for message in &batch.messages {
+                    let (partition, sequence) = seen.take(message)?;
+                    stream.0.send(ack(partition, sequence, seen.acks)).await?;
+                }
+                stream.0.send(credit(&batch)).await?;
+            }
+            Some(Response::Acked(acked)) => seen.acked(&acked),
+            Some(Response::Opened(_) | Response::Idle(_)) | None => {}
+        }
+        if goal
+            .lock()
+            .as_ref()
+            .is_some_and(|goal| seen.confirmed.len() >= goal.len())
+        {
+            return Ok(Ended::Reached);
+        }
+        patience.check(goal, seen)?;
+    }
+}
+
+impl Seen {
+    fn take(&mut self, message: &api::Message) -> anyhow::Result<(u32, u64)> {
+        let at = (message.partition, message.sequence);
+        if let Some(confirmed) = self.confirmed.get(&at) {
+            anyhow::ensure!(
+                confirmed.elapsed() < UNDER_WAY,
+                "{at:?} came again {:?} after its acknowledgement was confirmed",
+                confirmed.elapsed()
+            );
+        }
+        if let Some(before) = self.messages.insert(at, message.payload.clone()) {
+            self.again += 1;
+            anyhow::ensure!(before == message.payload, "{at:?} came with two payloads");
+        }
+        self.acks += 1;
+        self.waiting.insert(self.acks, at);
+        Ok(at)
+    }
+
+    /// One that failed is acknowledged again when the message comes again.
+    fn acked(&mut self, acked: &api::ConsumeAcked) {
+        if let Some(at) = self.waiting.remove(&acked.confirm_id)
+            && acked.error.is_none()
+        {
+            self.confirmed.entry(at).or_insert_with(Instant::now);
+        }
+    }
+}
+
+/// Time that the follower has once its goal is known.
+#[derive(Default)]
+struct Patience(Option<Instant>);
+
+impl Patience {
+    fn check(&mut self, goal: &Mutex<Option<Stored>>, seen: &Seen) -> anyhow::Result<()> {
+        let Some(wanted) = goal.lock().as_ref().map(Stored::len) else {
+            return Ok(());
+        };
+        let since = self.0.get_or_insert_with(Instant::now);
+        anyhow::ensure!(
+            since.elapsed() < PATIENCE,
+            "the follower has read {} and acknowledged {} of {wanted} messages",
+            seen.messages.len(),
+            seen.confirmed.len()
+        );
+        Ok(())
+    }
+}
