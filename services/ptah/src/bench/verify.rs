@@ -1,20 +1,25 @@
 //! Reading everything back: every acknowledged message is there exactly once, where the server said, and in order.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;
+use ptah_types::ErrorKind;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::ledger::{Bits, Ledger, StoredRange};
 use super::payload::{Found, inspect};
-use crate::client::{Client, ClientError, Message};
+use crate::client::{Client, ClientError, Message, ReadPage};
 
 /// Partitions that are read at the same time.
 const PARALLEL_PARTITIONS: usize = 4;
 /// Messages asked for at a time, and payload bytes, whichever is less.
 const PAGE_MESSAGES: u64 = 10_000;
 const PAGE_BYTES: u64 = 16 << 20;
+/// Pause before a page is asked for again.
+const READ_PAUSE: Duration = Duration::from_millis(50);
 /// Violations that are told in words.
 const MAX_TOLD: usize = 20;
 
@@ -82,7 +87,7 @@ async fn read_partition(
 ) -> Result<(), ClientError> {
     let mut next = begin;
     loop {
-        let read = client.read(station, partition, next, page).await?;
+        let read = read_page(client, station, partition, next, page).await?;
         let Some(last) = read.messages.last().map(|message| message.sequence) else {
             return Ok(());
         };
@@ -91,6 +96,35 @@ async fn read_partition(
         if next >= read.next_sequence {
             return Ok(());
         }
+    }
+}
+
+/// Reads a page. Repeats what may be repeated: a leader that moves is no reason to lose a long run.
+async fn read_page(
+    client: &Client,
+    station: &str,
+    partition: u32,
+    next: u64,
+    page: u32,
+) -> Result<ReadPage, ClientError> {
+    let until = Instant::now() + client.timeout();
+    loop {
+        let problem = match client.read(station, partition, next, page).await {
+            Ok(read) if read.messages.is_empty() && next < read.next_sequence => ClientError::new(
+                ErrorKind::DataDamaged,
+                format!(
+                    "partition {partition} has messages up to {} but tells none from {next} on",
+                    read.next_sequence
+                ),
+            ),
+            Ok(read) => return Ok(read),
+            Err(error) if error.kind.is_retryable() => error,
+            Err(error) => return Err(error),
+        };
+        if Instant::now() > until {
+            return Err(problem);
+        }
+        tokio::time::sleep(READ_PAUSE).await;
     }
 }
 

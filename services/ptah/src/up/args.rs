@@ -53,7 +53,7 @@ pub struct UpArgs {
     #[arg(
         long,
         env = "PTAH_LOG",
-        default_value = "warn,openraft=error",
+        default_value = "warn,openraft=off",
         value_name = "FILTER"
     )]
     pub log: String,

@@ -204,6 +204,28 @@ async fn a_door_for_other_machines_needs_a_password_of_its_own() {
 }
 
 #[tokio::test]
+async fn with_a_password_of_its_own_the_door_opens_for_others_and_the_default_does_not_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let words = ["--bind", "0.0.0.0", "--root-password", "of my own"];
+    let up = Up::start(&dir.path().join("data"), &words).await;
+    assert!(up.server().starts_with("0.0.0.0:"), "{}", up.server());
+    up.json(&["station", "ls", "--password", "of my own"]).await;
+    let port = up.server().rsplit_once(':').unwrap().1.to_owned();
+    let refused = up
+        .ptah(&["station", "ls", "--server", &format!("127.0.0.1:{port}")])
+        .await;
+    assert_eq!(code(&refused), 6, "{}", stderr(&refused));
+    let nothing = up.ptah(&["station", "ls"]).await;
+    assert_eq!(
+        code(&nothing),
+        2,
+        "no default password for other machines: {}",
+        stderr(&nothing)
+    );
+    up.stop().await;
+}
+
+#[tokio::test]
 async fn another_root_password_at_a_later_start_is_refused_instead_of_ignored() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
