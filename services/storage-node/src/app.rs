@@ -10,11 +10,10 @@ use ptah_raft::{HostOptions, HostParts, RaftHost};
 use ptah_rpc::clients::NodeRegistration;
 use ptah_rpc::{Channels, ClusterSecret, Listener, Network, Server, ServerHandle, bind};
 use ptah_segment_log::{Disk, OsDisk};
-use ptah_service::{BoxFuture, Component, Health, Metrics, Ports, Shell, Tasks};
+use ptah_service::{Blocking, BoxFuture, Component, Health, Metrics, Ports, Shell, Tasks};
 use ptah_types::limits::MAX_BATCH_BYTES;
 use ptah_types::{DISK_FORMAT, WIRE_PROTOCOL};
 
-use crate::blocking::Blocking;
 use crate::budget::Budget;
 use crate::config::Config;
 use crate::control::{ControlLoop, ControlPlanes};
@@ -110,7 +109,7 @@ impl Starting {
         let ready = deps.health.component("replicas");
         ready.not_ready("data directory is not open yet");
         Ok(Self {
-            blocking: Blocking::new(deps.host.simulation),
+            blocking: deps.ports.blocking,
             config,
             deps,
             tasks,

@@ -6,7 +6,6 @@
 
 mod app;
 mod append;
-mod blocking;
 mod budget;
 pub mod config;
 mod control;

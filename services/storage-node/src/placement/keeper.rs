@@ -7,13 +7,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use ptah_raft::{ReplicaSpec, ReplicaState};
 use ptah_rpc::clients::PlacementOrder;
-use ptah_service::{Component, Stopping};
+use ptah_service::{Blocking, Component, Stopping};
 use ptah_types::{Boundary, ErrorKind, RaftGroupId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::order::{MergeError, merge};
 use super::{Fence, Placement, PlacementFile, PlacementFileError};
-use crate::blocking::Blocking;
 use crate::node::Node;
 
 /// Orders that may wait for the one before them.
