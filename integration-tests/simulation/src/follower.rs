@@ -17,6 +17,8 @@ use crate::workload::{PATIENCE, Stored};
 const GROUP: &str = "followers";
 /// A message may be under way again while its acknowledgement is stored, at most this long.
 const UNDER_WAY: Duration = Duration::from_secs(10);
+/// One of so many messages is not acknowledged when it comes for the first time.
+const FORGOTTEN: u64 = 97;
 /// How often the follower looks whether it has reached its goal.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -55,6 +57,10 @@ pub(crate) async fn follow(
         seen.messages == goal,
         "the follower read something else than what is stored"
     );
+    anyhow::ensure!(
+        seen.again > 0,
+        "no message came again, although some were not acknowledged"
+    );
     trace.note(format!(
         "follower: everything read, {} messages more than once",
         seen.again
@@ -84,8 +90,9 @@ async fn read(
         match answer {
             Some(Response::Batch(batch)) => {
                 for message in &batch.messages {
-                    let (partition, sequence) = seen.take(message)?;
-                    stream.0.send(ack(partition, sequence, seen.acks)).await?;
+                    if let Some(ack) = seen.take(message)? {
+                        stream.0.send(ack).await?;
+                    }
                 }
                 stream.0.send(credit(&batch)).await?;
             }
@@ -104,7 +111,8 @@ async fn read(
 }
 
 impl Seen {
-    fn take(&mut self, message: &api::Message) -> anyhow::Result<(u32, u64)> {
+    /// Notes a message; its acknowledgement, unless it is one that the follower lets come again.
+    fn take(&mut self, message: &api::Message) -> anyhow::Result<Option<api::ConsumeRequest>> {
         let at = (message.partition, message.sequence);
         if let Some(confirmed) = self.confirmed.get(&at) {
             anyhow::ensure!(
@@ -113,13 +121,17 @@ impl Seen {
                 confirmed.elapsed()
             );
         }
-        if let Some(before) = self.messages.insert(at, message.payload.clone()) {
-            self.again += 1;
-            anyhow::ensure!(before == message.payload, "{at:?} came with two payloads");
+        match self.messages.insert(at, message.payload.clone()) {
+            Some(before) => {
+                self.again += 1;
+                anyhow::ensure!(before == message.payload, "{at:?} came with two payloads");
+            }
+            None if message.sequence % FORGOTTEN == 0 => return Ok(None),
+            None => {}
         }
         self.acks += 1;
         self.waiting.insert(self.acks, at);
-        Ok(at)
+        Ok(Some(ack(message.partition, message.sequence, self.acks)))
     }
 
     /// One that failed is acknowledged again when the message comes again.
