@@ -1,5 +1,7 @@
 //! What a proposal costs: nodes in one process on real files and sockets, closed loops of proposals.
 //!
+//! With nothing in flight it tells what idle groups cost.
+//!
 //! `cargo run --release -p ptah-raft --example proposal_cost -- <replicas> <groups> <in flight per group> <payload bytes> <seconds>`
 
 #![allow(clippy::print_stdout, reason = "it is a program for people")]
@@ -64,6 +66,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             )?)?;
         }
     }
+    if load.in_flight == 0 {
+        return idle(&nodes, &load).await;
+    }
     let count = Arc::new(AtomicU64::new(0));
     let latencies = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let cpu = cpu_seconds();
@@ -98,6 +103,18 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (host, _) in &nodes {
         host.stop(Duration::from_secs(5)).await?;
     }
+    Ok(())
+}
+
+async fn idle(nodes: &[(RaftHost, ServerHandle)], load: &Load) -> Result<(), Box<dyn std::error::Error>> {
+    for group in 1..=load.groups {
+        leader(nodes, group).await?;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let cpu = cpu_seconds();
+    tokio::time::sleep(Duration::from_secs(load.seconds)).await;
+    let share = (cpu_seconds() - cpu) / load.seconds as f64 * 100.0;
+    println!("{} idle groups take {share:.1} % of a core", load.groups);
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use ptah_proto::raft::v1 as pb;
 use ptah_proto::raft::v1::raft_transport_service_client::RaftTransportServiceClient;
 use ptah_raft::{HostOptions, ReplicaState};
 use ptah_rpc::{Channels, RpcChannel, TcpNetwork};
+use ptah_segment_log::{SimFault, SimOp};
 use tonic::Code;
 
 /// A caller that may say anything.
@@ -289,4 +290,30 @@ fn roomy() -> HostOptions {
         max_in_flight_bytes: 256 << 20,
         ..HostOptions::for_tests()
     }
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_acknowledged_and_the_node_says_so() {
+    let mut cluster = Cluster::new(1, HostOptions::for_tests(), 1);
+    cluster.create(1, &[1]);
+    cluster.append(1, b"x");
+    let mut leader = cluster.leader(1);
+    cluster.node(1).disk.inject(SimFault {
+        op: SimOp::Sync,
+        path_contains: "wal".to_owned(),
+        after: 0,
+        times: u64::MAX,
+        error: std::io::ErrorKind::Other,
+    });
+    if let Ok(answer) = leader.propose(b"y") {
+        assert!(committed(&answer).is_err());
+    }
+    let failed = cluster.host(1).failed();
+    let reason = cluster.runtime(1).block_on(failed);
+    assert!(reason.contains("storage has failed"), "{reason}");
+    until("the replica is given up", || {
+        (cluster.state_of(1, 1) == ReplicaState::Failed).then_some(())
+    });
+    let mut late = leader;
+    assert!(late.propose(b"z").is_err());
 }
