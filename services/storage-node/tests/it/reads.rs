@@ -86,3 +86,20 @@ async fn groups_that_are_not_led_here_are_left_out_of_a_description() {
         [group_id(1)]
     );
 }
+
+#[tokio::test]
+async fn health_and_status_tell_what_the_node_has() {
+    let (_control, node) = leader().await;
+    soon("readiness", node.health.until_ready()).await;
+    node.store(1, &[numbered(1, 3)]).await;
+    let status = node.health.status();
+    let text = status.to_string();
+    for part in [
+        "\"leads\":true",
+        "\"state\":\"running\"",
+        "\"next_sequence\":4",
+        "\"partitions_led\":1",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
