@@ -106,18 +106,19 @@ async fn slow_readers_and_big_producers_stay_within_the_memory_budget() -> anyho
         let batch = (0..2).map(|n| message(payload(PAYLOAD, first * 2 + n))).collect();
         client.produce("archive", batch).await?;
     }
-    // Slow readers have credit for much more than they ever read.
-    let readers = try_join_all((0..SLOW_READERS).map(|reader| {
-        let client = client.clone();
-        async move {
+    // Slow readers have credit for much more than they ever read. Each is a client of its own: on one connection they
+    // would stop each other.
+    let address = cluster.gateway.address("grpc")?;
+    let readers = try_join_all((0..SLOW_READERS).map(|reader| async move {
+        let client = Client::connect(address).await?;
+        Ok::<_, anyhow::Error>(
             client
                 .consume_stream("archive", &format!("slow-{reader}"), 1_000)
-                .await
-        }
+                .await?,
+        )
     }))
     .await?;
     let body = payload(PAYLOAD, 99);
-    let address = cluster.gateway.address("grpc")?;
     let producing = (0..PRODUCERS).map(|producer| {
         let body = body.clone();
         async move {
