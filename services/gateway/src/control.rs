@@ -16,7 +16,9 @@ use crate::consume::GroupRequest;
 use crate::error::GatewayError;
 
 /// A call is given up after this time, over all tries.
-const LIMIT: Duration = Duration::from_secs(10);
+pub const LIMIT: Duration = Duration::from_secs(10);
+/// Who only wants to look does not wait long for what the gateway can tell without the control plane.
+const SHOW_LIMIT: Duration = Duration::from_secs(2);
 /// One process that says nothing is given up after this time.
 const TRY_LIMIT: Duration = Duration::from_secs(3);
 
@@ -55,10 +57,17 @@ impl Control {
         }
     }
 
-    /// Makes a station, or finds it.
-    pub async fn create_station(&self, station: &CreateStation) -> Result<StationCreated, RpcError> {
-        self.call(|client| async move { client.create_station(station).await })
-            .await
+    /// Makes a station, or finds it. Tries for at most `limit`.
+    pub async fn create_station(
+        &self,
+        station: &CreateStation,
+        limit: Duration,
+    ) -> Result<StationCreated, RpcError> {
+        self.call(
+            limit,
+            |client| async move { client.create_station(station).await },
+        )
+        .await
     }
 
     /// Deletes a station; the answer is the revision at which that is recorded.
@@ -68,14 +77,18 @@ impl Control {
         tenant: &TenantName,
         name: &StationName,
     ) -> Result<u64, RpcError> {
-        self.call(|client| async move { client.delete_station(principal, tenant, name).await })
-            .await
+        self.call(LIMIT, |client| async move {
+            client.delete_station(principal, tenant, name).await
+        })
+        .await
     }
 
     /// What the control plane knows of the nodes.
     pub async fn describe_nodes(&self, principal: &UserName) -> Result<Vec<NodeDescription>, RpcError> {
-        self.call(|client| async move { client.describe_nodes(principal).await })
-            .await
+        self.call(SHOW_LIMIT, |client| async move {
+            client.describe_nodes(principal).await
+        })
+        .await
     }
 
     /// Makes a consumer group, or finds it. It is in the catalog afterwards.
@@ -93,7 +106,9 @@ impl Control {
         };
         let wanted = &wanted;
         let ensured = self
-            .call(|client| async move { client.ensure_consumer_group(wanted).await })
+            .call(LIMIT, |client| async move {
+                client.ensure_consumer_group(wanted).await
+            })
             .await?;
         // The group is recorded; that this gateway's copy is late does not matter to the caller.
         let _in_time = self
@@ -105,14 +120,14 @@ impl Control {
     }
 
     /// Tries the processes in turn. Management calls name what they want, so doing one twice is the same as once.
-    async fn call<T, F>(&self, call: impl Fn(ManagementClient) -> F) -> Result<T, RpcError>
+    async fn call<T, F>(&self, limit: Duration, call: impl Fn(ManagementClient) -> F) -> Result<T, RpcError>
     where
         F: Future<Output = Result<T, RpcError>>,
     {
         let inner = &self.inner;
         let policy = RetryPolicy {
             attempts: 4 + 2 * u32::try_from(inner.addresses.len()).unwrap_or(8),
-            deadline: LIMIT,
+            deadline: limit,
             idempotent: true,
             ..RetryPolicy::default()
         };

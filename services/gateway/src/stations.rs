@@ -14,7 +14,7 @@ use ptah_types::{
 use tokio::time::{Instant, timeout};
 
 use crate::catalog::{Catalog, Station};
-use crate::control::Control;
+use crate::control::{Control, LIMIT};
 use crate::error::GatewayError;
 use crate::leaders::{Leaders, PartitionState};
 
@@ -22,6 +22,8 @@ use crate::leaders::{Leaders, PartitionState};
 const DESCRIBE_LIMIT: Duration = Duration::from_secs(2);
 /// A recorded change is in this gateway's catalog after this time, unless metadata is down.
 const CATALOG_LIMIT: Duration = Duration::from_secs(5);
+/// A control plane that does not answer holds up programs that make the stations they have had for long no longer.
+const KNOWN_LIMIT: Duration = Duration::from_secs(1);
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1_000;
 
@@ -142,7 +144,11 @@ impl Stations {
             max_message_bytes: wanted.max_message_bytes,
         };
         let begin = Instant::now();
-        let created = match self.control.create_station(&request).await {
+        let created = match self
+            .control
+            .create_station(&request, self.patience(&wanted))
+            .await
+        {
             Ok(made) => {
                 let in_time = self.catalog.wait_for_revision(made.revision, CATALOG_LIMIT).await;
                 if !in_time && !self.catalog.with(|view| view.has_station(made.id)) {
@@ -158,6 +164,14 @@ impl Stations {
         let left = self.create_deadline.saturating_sub(begin.elapsed());
         self.wait_for_leaders(&station, left).await?;
         Ok((station, created))
+    }
+
+    /// How long to wait for the control plane: not long for a station that is known to be there.
+    fn patience(&self, wanted: &NewStation) -> Duration {
+        match self.catalog.station(&wanted.tenant, &wanted.name) {
+            Ok(known) if wanted.equals(&known) => KNOWN_LIMIT,
+            _ => LIMIT,
+        }
     }
 
     fn existing(
