@@ -101,6 +101,8 @@ pub struct ReplicaStatus {
     pub ready: bool,
     /// Newest applied log index.
     pub applied: LogIndex,
+    /// Oldest log index that is not purged, or will be the first one.
+    pub first: LogIndex,
     /// Newest log index.
     pub last: LogIndex,
     /// Sequence of the message after the last applied one.
@@ -301,12 +303,11 @@ impl Cell {
                 .borrow_watched()
                 .membership_config
                 .clone();
-            let last = running.log.last_log_id();
-            (metrics, last)
+            (metrics, running.log.first_index(), running.log.last_log_id())
         });
-        let (membership, last) = match &effective {
-            Some((stored, last)) => (Some(stored), *last),
-            None => (None, None),
+        let (membership, first, last) = match &effective {
+            Some((stored, first, last)) => (Some(stored), *first, *last),
+            None => (None, progress.index, None),
         };
         let (voters, learners) = membership
             .map(|stored| members(stored.membership()))
@@ -322,6 +323,7 @@ impl Cell {
             leader_node: leadership.leader,
             ready: leadership.ready,
             applied: progress.index,
+            first,
             last: last.map_or(progress.index, |id| id.index),
             next_sequence: progress.next_sequence,
             initialized: !voters.is_empty(),

@@ -383,6 +383,7 @@ fn unclaimed(info: GroupInfo) -> ReplicaStatus {
         leader_node: None,
         ready: false,
         applied: LogIndex(0),
+        first: LogIndex(0),
         last: LogIndex(0),
         next_sequence: Sequence::FIRST,
         initialized: false,

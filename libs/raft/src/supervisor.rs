@@ -21,7 +21,7 @@ use crate::log_store::LogStore;
 use crate::runtime::with_random;
 use crate::state_machine::StateMachine;
 use crate::transport::{Factory, Transport};
-use crate::types::{Raft, member_nodes};
+use crate::types::{Membership, Raft, member_nodes};
 
 /// A replica that ran this long without dying is at peace again.
 const PEACE: Duration = Duration::from_secs(3600);
@@ -237,19 +237,19 @@ async fn begin(cell: &Arc<Cell>, running: &Running) -> Result<(), String> {
             Err(error) => return Err(error.to_string()),
         }
     }
-    let alone = {
-        let metrics = raft.server_metrics();
-        let stored = metrics.borrow_watched().membership_config.clone();
-        let voters: Vec<u64> = stored.membership().voter_ids().collect();
-        voters == [cell.replica.get()]
-    };
-    if alone {
+    let stored = raft.server_metrics().borrow_watched().membership_config.clone();
+    if is_alone(stored.membership()) {
         raft.trigger()
             .elect(false)
             .await
             .map_err(|error| error.to_string())?;
     }
     Ok(())
+}
+
+/// Whether a group has one member.
+fn is_alone(membership: &Membership) -> bool {
+    membership.nodes().count() == 1
 }
 
 /// Publishes who leads, until the replica is stopped or dies.
@@ -259,15 +259,18 @@ async fn watch(cell: &Arc<Cell>, running: &Running) -> Ended {
     let mut applied_term = cell.state.watch_term();
     let mut membership = None;
     loop {
-        let (leadership, seen) = {
+        let (leadership, seen, is_alone) = {
             let metrics = server.borrow_and_update();
             let applied = *applied_term.borrow_and_update();
             (
                 leadership_of(cell.replica, &metrics, applied),
                 *metrics.membership_config.log_id(),
+                is_alone(metrics.membership_config.membership()),
             )
         };
         cell.set_leadership(leadership);
+        // A leader that is alone needs neither heartbeats nor elections, and openraft's timer costs.
+        raft.runtime_config().tick(!(leadership.ready && is_alone));
         if membership != Some(seen) {
             membership = Some(seen);
             cell.changed();

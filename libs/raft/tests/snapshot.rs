@@ -73,6 +73,13 @@ fn batch_frames(cluster: &Cluster, on: u64) -> BTreeMap<u64, Bytes> {
     frames
 }
 
+/// Waits until the leader's log begins behind an index.
+fn until_purged(cluster: &Cluster, index: u64) {
+    until("the leader has purged its log", || {
+        (cluster.leader(1).replica.status().first.0 > index).then_some(())
+    });
+}
+
 fn snapshots_installed(cluster: &Cluster, on: u64) -> u64 {
     cluster.counter(on, "ptah_snapshots_installed_total")
 }
@@ -86,6 +93,7 @@ fn a_follower_behind_the_purge_point_copies_segments_and_is_identical() {
     let away = if cluster.leader(1).on == 3 { 2 } else { 3 };
     cluster.stop(away);
     fill(&cluster, 600);
+    until_purged(&cluster, 400);
     cluster.start(away);
     assert_identical(&cluster, &[1, 2, 3]);
     assert!(
@@ -119,6 +127,7 @@ fn a_follower_that_loses_power_in_the_middle_of_a_snapshot_is_identical_in_the_e
         cluster.until_applied(1, sequence(21));
         cluster.stop(away);
         fill(&cluster, 400);
+        until_purged(&cluster, 200);
         cluster.start(away);
         // The power goes off at a write of the copying, or of the switch, or behind it.
         cluster.node(away).disk.crash_after_writes(writes);

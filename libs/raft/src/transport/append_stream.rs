@@ -21,6 +21,9 @@ use crate::types::{TypeConfig, raft_log_id};
 
 /// A session whose requests get no answer for this long is ended; a follower's disk may be slow, but not that slow.
 const STALL: Duration = Duration::from_secs(30);
+/// A session waits this long for a connection. openraft keeps the log that an open session may still send, so an
+/// absent follower must let go of it now and then.
+const CONNECT: Duration = Duration::from_secs(2);
 
 pub(crate) type AppendItem = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
 
@@ -54,7 +57,7 @@ where
             window,
             in_flight: 0,
             next_number: 0,
-            stall: Box::pin(tokio::time::sleep(STALL)),
+            stall: Box::pin(tokio::time::sleep(CONNECT)),
             finished: false,
         }
     }

@@ -29,6 +29,9 @@ use crate::types::{HomeNode, Snapshot, TypeConfig, Vote};
 /// Pause before a follower that refused a session is tried again.
 const REPLICA_BACKOFF: Duration = Duration::from_millis(50);
 
+/// Pause before a snapshot is offered again.
+const SNAPSHOT_BACKOFF: Duration = Duration::from_millis(500);
+
 /// Makes clients for one replica.
 pub(crate) struct Factory {
     pub(crate) transport: Transport,
@@ -159,8 +162,13 @@ impl Client {
 
 impl NetBackoff<TypeConfig> for Client {
     fn backoff(&self) -> Option<Backoff> {
-        // Sessions wait for the connection by themselves; what is left is a replica that is not there yet, or slow.
-        Some(Backoff::new(std::iter::repeat(REPLICA_BACKOFF)))
+        let pause = match self.purpose {
+            // Sessions wait for the connection by themselves; what is left is a replica that is not there yet, or slow.
+            Purpose::Entries | Purpose::Beats => REPLICA_BACKOFF,
+            // Every attempt reads the checkpoint.
+            Purpose::Snapshots => SNAPSHOT_BACKOFF,
+        };
+        Some(Backoff::new(std::iter::repeat(pause)))
     }
 }
 
