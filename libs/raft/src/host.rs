@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use openraft::async_runtime::watch::WatchReceiver as _;
 use parking_lot::Mutex;
 use ptah_rpc::{ClusterSecret, Network};
 use ptah_segment_log::{Disk, Drivers, GroupCondition, GroupError, GroupInfo, Identity, Store};
@@ -22,6 +21,7 @@ use crate::cell::{Cell, ReplicaSpec, ReplicaState, ReplicaStatus, Shared};
 use crate::directory::Directory;
 use crate::drivers::{self, StoreDrivers};
 use crate::error::{EnsureError, OpenError, RemoveError, StopError};
+use crate::handover::{hand_over, wait_stopped};
 use crate::leaders::{LeaderWatch, Leaders};
 use crate::maintenance::Maintenance;
 use crate::metrics::Metrics;
@@ -32,9 +32,6 @@ use crate::supervisor::{Opener, supervise};
 use crate::takeover;
 use crate::transport::grpc::TransportService;
 use crate::transport::{Transport, TransportOptions, TransportParts};
-
-/// How long a replica may take to stop.
-const REPLICA_STOP: Duration = Duration::from_secs(15);
 
 /// Everything that a host is made of.
 pub struct HostParts {
@@ -392,59 +389,4 @@ fn unclaimed(info: GroupInfo) -> ReplicaStatus {
         membership: None,
         restarts: 0,
     }
-}
-
-/// Waits until a replica that was told to stop has stopped; its core is cut otherwise.
-async fn wait_stopped(cell: &Cell) {
-    let mut ticks = cell.shared.replicas.subscribe();
-    let ended = async {
-        loop {
-            let state = cell.replica_state();
-            if !matches!(
-                state,
-                ReplicaState::Opening | ReplicaState::Running | ReplicaState::Restarting
-            ) {
-                return;
-            }
-            if ticks.changed().await.is_err() {
-                return;
-            }
-        }
-    };
-    if tokio::time::timeout(REPLICA_STOP, ended).await.is_err() {
-        tracing::error!(group = %cell.group.to_hex(), "replica does not stop");
-    }
-}
-
-/// Moves every leadership to the voter that has most of the log, and waits until it is taken.
-async fn hand_over(cells: &[Arc<Cell>]) {
-    futures_util::future::join_all(cells.iter().map(|cell| hand_over_one(cell))).await;
-}
-
-async fn hand_over_one(cell: &Cell) {
-    if !cell.leadership().ready {
-        return;
-    }
-    let Some(running) = cell.running() else { return };
-    let target = best_follower(cell, &running.raft);
-    let Some(target) = target else { return };
-    if running.raft.trigger().transfer_leader(target).await.is_err() {
-        return;
-    }
-    let mut leadership = cell.watch_leadership();
-    // Either it is handed over, or the replica is gone.
-    let _ = leadership.wait_for(|leadership| !leadership.ready).await;
-}
-
-fn best_follower(cell: &Cell, raft: &crate::types::Raft) -> Option<u64> {
-    let own = cell.replica.get();
-    let metrics = raft.metrics();
-    let metrics = metrics.borrow_watched();
-    let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
-    let replication = metrics.replication.as_ref()?;
-    replication
-        .iter()
-        .filter(|(replica, matched)| **replica != own && voters.contains(replica) && matched.is_some())
-        .max_by_key(|(_, matched)| matched.as_ref().map(|id| id.index()))
-        .map(|(replica, _)| *replica)
 }

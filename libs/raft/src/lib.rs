@@ -17,6 +17,7 @@ mod checkpoint_codec;
 mod directory;
 mod drivers;
 mod error;
+mod handover;
 mod holds;
 mod host;
 mod install;

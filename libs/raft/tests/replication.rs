@@ -100,7 +100,6 @@ fn survivors_do_not_wait_for_the_lease_of_a_leader_whose_process_is_gone() {
         "took {:?}",
         killed.elapsed()
     );
-    eprintln!("next ack {:?} after the kill", killed.elapsed());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The transport's gRPC: the only place of this crate that sees generated types.
 
+mod beats;
 pub(crate) mod calls;
 mod convert;
 mod receive;

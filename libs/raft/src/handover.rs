@@ -1,0 +1,66 @@
+//! Ending replicas in order: leadership goes to another voter first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver as _;
+
+use crate::cell::{Cell, ReplicaState};
+
+/// How long a replica may take to stop.
+const REPLICA_STOP: Duration = Duration::from_secs(15);
+
+/// Waits until a replica that was told to stop has stopped; its core is cut otherwise.
+pub(crate) async fn wait_stopped(cell: &Cell) {
+    let mut ticks = cell.shared.replicas.subscribe();
+    let ended = async {
+        loop {
+            let state = cell.replica_state();
+            if !matches!(
+                state,
+                ReplicaState::Opening | ReplicaState::Running | ReplicaState::Restarting
+            ) {
+                return;
+            }
+            if ticks.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(REPLICA_STOP, ended).await.is_err() {
+        tracing::error!(group = %cell.group.to_hex(), "replica does not stop");
+    }
+}
+
+/// Moves every leadership to the voter that has most of the log, and waits until it is taken.
+pub(crate) async fn hand_over(cells: &[Arc<Cell>]) {
+    futures_util::future::join_all(cells.iter().map(|cell| hand_over_one(cell))).await;
+}
+
+async fn hand_over_one(cell: &Cell) {
+    if !cell.leadership().ready {
+        return;
+    }
+    let Some(running) = cell.running() else { return };
+    let target = best_follower(cell, &running.raft);
+    let Some(target) = target else { return };
+    if running.raft.trigger().transfer_leader(target).await.is_err() {
+        return;
+    }
+    let mut leadership = cell.watch_leadership();
+    // Either it is handed over, or the replica is gone.
+    let _ = leadership.wait_for(|leadership| !leadership.ready).await;
+}
+
+fn best_follower(cell: &Cell, raft: &crate::types::Raft) -> Option<u64> {
+    let own = cell.replica.get();
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
+    let replication = metrics.replication.as_ref()?;
+    replication
+        .iter()
+        .filter(|(replica, matched)| **replica != own && voters.contains(replica) && matched.is_some())
+        .max_by_key(|(_, matched)| matched.as_ref().map(|id| id.index()))
+        .map(|(replica, _)| *replica)
+}
