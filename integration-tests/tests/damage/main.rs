@@ -80,31 +80,28 @@ fn flip(path: &Path, share: f64) -> anyhow::Result<()> {
 async fn nothing_false_is_served(cluster: &Cluster, stored: &Stored, what: &str) -> anyhow::Result<()> {
     let client = cluster.client().await?;
     let monitor = cluster.nodes[0].address("monitor")?;
-    let told = until(
-        &format!("{what}: everything, or a word about damage"),
-        SOON,
-        || async {
-            // A partition that is down keeps a reader waiting; whoever wants to know why looks at the status.
-            let read = tokio::time::timeout(Duration::from_secs(2), client.read_partition("ledger", 1)).await;
-            if let Ok(Ok(messages)) = read {
-                if let Err(error) = all_were_stored(&messages, stored) {
-                    return Ok(Err(error));
-                }
-                if messages.len() == stored.len() {
-                    return Ok(Ok(()));
-                }
+    let waiting_for = format!("{what}: everything, or a word about damage");
+    let told = until(&waiting_for, SOON, || async {
+        // A partition that is down keeps a reader waiting; whoever wants to know why looks at the status.
+        let read = tokio::time::timeout(Duration::from_secs(2), client.read_partition("ledger", 1)).await;
+        if let Ok(Ok(messages)) = read {
+            if let Err(error) = all_were_stored(&messages, stored) {
+                return Ok(Err(error));
             }
-            let status = process::http_get(monitor, "/status")
-                .await
-                .map_err(|error| error.to_string())?;
-            let lower = status.to_lowercase();
-            if lower.contains("damage") || lower.contains("checksum") {
-                Ok(Ok(()))
-            } else {
-                Err(status)
+            if messages.len() == stored.len() {
+                return Ok(Ok(()));
             }
-        },
-    );
+        }
+        let status = process::http_get(monitor, "/status")
+            .await
+            .map_err(|error| error.to_string())?;
+        let lower = status.to_lowercase();
+        if lower.contains("damage") || lower.contains("checksum") {
+            Ok(Ok(()))
+        } else {
+            Err(status)
+        }
+    });
     told.await?.with_context(|| what.to_owned())
 }
 
