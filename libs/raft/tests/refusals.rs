@@ -268,8 +268,9 @@ fn small_entries_flow_while_a_big_one_is_replicated() {
         answer.try_recv().ok()
     });
     appended.unwrap();
+    // How many depends on the machine; without fairness it is the one that waits for the big entry.
     assert!(
-        during > 10,
+        during > 2,
         "only {during} small entries were committed meanwhile"
     );
     cluster.until_applied(1, sequence(3));
