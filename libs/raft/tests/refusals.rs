@@ -269,10 +269,7 @@ fn small_entries_flow_while_a_big_one_is_replicated() {
     });
     appended.unwrap();
     // How many depends on the machine; without fairness it is the one that waits for the big entry.
-    assert!(
-        during > 2,
-        "only {during} small entries were committed meanwhile"
-    );
+    assert!(during > 2, "only {during} small entries were committed meanwhile");
     cluster.until_applied(1, sequence(3));
     for id in 1..=3 {
         let stored = cluster.messages(id, 1);
