@@ -136,6 +136,12 @@ async fn a_flipped_bit_in_any_file_of_the_only_replica_is_noticed() -> anyhow::R
         ("vote", &|path| is_group(path) && path.contains("meta."), true),
     ];
     for (kind, matches, clean) in kinds {
+        // Segments and checkpoints are written some time behind the log.
+        until(&format!("a file of the kind {kind}"), SOON, || async {
+            let found = files(&dir, matches).map_err(|error| error.to_string())?;
+            if found.is_empty() { Err("none yet") } else { Ok(()) }.map_err(str::to_owned)
+        })
+        .await?;
         // After a clean stop segments and checkpoints are what the node starts from; after a kill it is the log.
         if clean {
             cluster.nodes[0].stop().await?;
