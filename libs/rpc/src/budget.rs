@@ -28,7 +28,9 @@ pub struct MessageBudget {
 
 /// A part of the budget; goes back when it is dropped.
 #[derive(Debug)]
-pub struct BudgetPermit(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+pub struct BudgetPermit {
+    _held: OwnedSemaphorePermit,
+}
 
 /// The permit of the message that a call read last. Found in the extensions of requests on a port with a budget.
 #[derive(Clone, Debug, Default)]
@@ -63,7 +65,7 @@ impl CurrentMessage {
     }
 
     fn set(&self, permit: OwnedSemaphorePermit) {
-        *self.0.lock() = Some(BudgetPermit(permit));
+        *self.0.lock() = Some(BudgetPermit { _held: permit });
     }
 }
 
