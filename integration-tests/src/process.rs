@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -18,6 +18,27 @@ pub fn programs() -> anyhow::Result<PathBuf> {
         .and_then(Path::parent)
         .context("test program lies in no target directory")?;
     Ok(dir.to_owned())
+}
+
+/// Runs a command to its end; what it said. It is killed, and an error, when it takes longer than `limit`.
+pub async fn output(mut command: Command, limit: Duration) -> anyhow::Result<Output> {
+    let what = format!("{:?}", command.as_std());
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("start {what}"))?;
+    let ended = tokio::time::timeout(limit, child.wait_with_output()).await;
+    let output = ended.with_context(|| format!("{what} did not end within {limit:?}"))??;
+    anyhow::ensure!(
+        output.status.success(),
+        "{what} ended with {}:\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output)
 }
 
 /// A running program.

@@ -22,6 +22,8 @@ from grpc_tools import protoc
 
 BATCH = 200
 WINDOW = 8_000
+# Longest wait for room in a stream, or for answers that make room.
+PATIENCE_SECONDS = 60
 STATION = "python-records"
 
 
@@ -49,16 +51,22 @@ def numbered(records: pathlib.Path, rounds: int):
 
 
 class Requests:
-    """An outgoing stream that is fed while it is open."""
+    """An outgoing stream that is fed while it is open. Nobody takes from it once its call has ended."""
 
     def __init__(self):
         self._queue = queue.Queue(maxsize=256)
+        self.call = None
 
     def put(self, request):
-        self._queue.put(request)
+        try:
+            self._queue.put(request, timeout=PATIENCE_SECONDS)
+        except queue.Full:
+            ended = self.call is not None and not self.call.is_active()
+            why = f"{self.call.code()}: {self.call.details()}" if ended else "the call is open"
+            raise TimeoutError(f"the server takes no requests; {why}") from None
 
     def close(self):
-        self._queue.put(None)
+        self.put(None)
 
     def __iter__(self):
         return iter(self._queue.get, None)
@@ -68,7 +76,7 @@ def produce(api, stub, metadata, messages) -> int:
     """Produces with a window of unanswered messages; every message must be stored."""
     requests = Requests()
     requests.put(api.ProduceStreamRequest(open=api.ProduceStreamOpen(station=STATION, producer="python")))
-    answers = stub.ProduceStream(iter(requests), metadata=metadata, timeout=300)
+    answers = requests.call = stub.ProduceStream(iter(requests), metadata=metadata, timeout=300)
     assert next(answers).WhichOneof("response") == "opened"
     free = threading.Semaphore(WINDOW)
 
@@ -76,7 +84,8 @@ def produce(api, stub, metadata, messages) -> int:
         for start in range(0, len(messages), BATCH):
             batch = messages[start : start + BATCH]
             for _ in batch:
-                free.acquire()
+                if not free.acquire(timeout=PATIENCE_SECONDS):
+                    raise TimeoutError(f"no answer for {PATIENCE_SECONDS} s")
             new = [api.NewMessage(key=key.encode(), payload=payload) for key, payload in batch]
             requests.put(api.ProduceStreamRequest(batch=api.ProduceStreamBatch(messages=new)))
         requests.close()
@@ -96,6 +105,19 @@ def produce(api, stub, metadata, messages) -> int:
     return len(stored)
 
 
+def acks(api, messages):
+    """One acknowledgement for each partition in a batch; its sequences rise, with gaps only where others read."""
+    ranges = collections.defaultdict(list)
+    for message in messages:
+        runs = ranges[message.partition]
+        if runs and runs[-1][1] + 1 == message.sequence:
+            runs[-1][1] = message.sequence
+        else:
+            runs.append([message.sequence, message.sequence])
+    for partition, runs in ranges.items():
+        yield api.ConsumeAck(partition=partition, ranges=[api.SequenceRange(first=f, last=l) for f, l in runs])
+
+
 def consume(api, stub, metadata, group: str, count: int):
     """Receives `count` messages and acknowledges each; afterwards nothing more may be there."""
     requests = Requests()
@@ -103,13 +125,12 @@ def consume(api, stub, metadata, group: str, count: int):
     requests.put(api.ConsumeRequest(open=api.ConsumeOpen(station=STATION, group=group, credit=credit)))
     received = []
     idle = False
-    for answer in stub.Consume(iter(requests), metadata=metadata, timeout=300):
+    requests.call = stub.Consume(iter(requests), metadata=metadata, timeout=300)
+    for answer in requests.call:
         kind = answer.WhichOneof("response")
         if kind == "batch":
-            for message in answer.batch.messages:
-                received.append(message)
-                ack = api.ConsumeAck(partition=message.partition)
-                ack.ranges.add(first=message.sequence, last=message.sequence)
+            received.extend(answer.batch.messages)
+            for ack in acks(api, answer.batch.messages):
                 requests.put(api.ConsumeRequest(ack=ack))
             size = sum(len(m.payload) for m in answer.batch.messages)
             more = api.ConsumeCredit(messages=len(answer.batch.messages), bytes=size)
@@ -117,7 +138,7 @@ def consume(api, stub, metadata, group: str, count: int):
         idle = kind == "idle"
         if idle and len(received) >= count:
             break
-    requests.close()
+    requests.call.cancel()
     return received
 
 

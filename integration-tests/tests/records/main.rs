@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::Context;
 use ptah_integration_tests::cluster::Cluster;
@@ -11,6 +11,8 @@ use tokio::process::Command;
 
 /// How many times the records are produced.
 const ROUNDS: usize = 20;
+/// Longest time that a client may take for all of it.
+const LIMIT: Duration = Duration::from_secs(240);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_carries_every_record_to_two_groups_in_key_order() -> anyhow::Result<()> {
@@ -70,8 +72,8 @@ async fn the_command_line_carries_every_record_to_two_groups_in_key_order() -> a
 async fn a_python_client_carries_every_record_over_the_streams() -> anyhow::Result<()> {
     let cluster = Cluster::start(3).await?;
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    let python = python(root)?;
-    let output = Command::new(&python)
+    let mut client = Command::new(python(root)?);
+    client
         .arg("-B")
         .arg(format!(
             "{root}/integration-tests/sdk/python/records_round_trip.py"
@@ -79,17 +81,8 @@ async fn a_python_client_carries_every_record_over_the_streams() -> anyhow::Resu
         .arg(cluster.gateway.address("grpc")?)
         .arg(format!("{root}/proto"))
         .arg(records::path())
-        .arg(ROUNDS.to_string())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .with_context(|| format!("start {python}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    anyhow::ensure!(
-        output.status.success(),
-        "python client ended with {}:\n{said}",
-        output.status
-    );
+        .arg(ROUNDS.to_string());
+    let output = process::output(client, LIMIT).await?;
     assert_eq!(
         String::from_utf8_lossy(&output.stdout).trim(),
         "48080 messages stored, received twice, equal"
@@ -122,21 +115,11 @@ fn by_key(text: &str) -> anyhow::Result<BTreeMap<&str, Vec<&str>>> {
 
 /// Runs the command line; its standard output.
 async fn ptah(server: &str, args: &[&str]) -> anyhow::Result<Vec<u8>> {
-    let output = Command::new(process::programs()?.join("ptah"))
+    let mut command = Command::new(process::programs()?.join("ptah"));
+    command
         .args(args)
         .env("PTAH_SERVER", server)
         .env("PTAH_USER", "root")
-        .env("PTAH_PASSWORD", "memphis")
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .context("start ptah")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    anyhow::ensure!(
-        output.status.success(),
-        "ptah {args:?} ended with {}:\n{said}",
-        output.status
-    );
-    Ok(output.stdout)
+        .env("PTAH_PASSWORD", "memphis");
+    Ok(process::output(command, LIMIT).await?.stdout)
 }
