@@ -41,6 +41,9 @@ pub struct BenchProduceArgs {
     /// Connections, each with a producer of its own.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub connections: u32,
+    /// Most messages a second, of all connections together; as many as the server takes unless given.
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub rate: Option<u64>,
     /// Give messages one of this many keys, in turn; without it they have none.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub keys: Option<u32>,
@@ -76,6 +79,9 @@ impl BenchProduceArgs {
     pub(super) fn validate(&self) -> Result<(), Failure> {
         if self.messages == 0 {
             return Err(Failure::usage("--messages must be at least 1"));
+        }
+        if self.rate == Some(0) {
+            return Err(Failure::usage("--rate must be at least 1"));
         }
         if self.size < MIN_SIZE_BYTES as u64 || self.size > ptah_types::limits::MAX_MESSAGE_BYTES {
             return Err(Failure::usage(format!(

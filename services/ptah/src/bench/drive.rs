@@ -28,6 +28,8 @@ pub(super) struct Plan {
     pub(super) size_bytes: usize,
     pub(super) window: u32,
     pub(super) batch: u32,
+    /// Most messages a second of one producer.
+    pub(super) rate: Option<f64>,
     pub(super) keys: Vec<Vec<u8>>,
 }
 
@@ -56,11 +58,13 @@ pub(super) async fn produce(
     while work.answered < total {
         let answer_until = work.last_answer + client.timeout();
         // Answers first: what they free together leaves together.
+        let due = work.pace.due(work.next);
         let step = tokio::select! {
             biased;
             answer = tokio::time::timeout_at(answer_until, stream.next()), if work.is_waiting() => {
                 take(&mut work, answer, client.timeout())
             }
+            () = tokio::time::sleep_until(due), if work.may_send() && due > Instant::now() => Ok(()),
             room = sender.room(), if work.may_send() => match room {
                 Ok(room) => {
                     room.send(work.batch());
@@ -108,6 +112,39 @@ async fn end_of(stream: &mut ProduceStream, timeout: Duration) -> Result<(), Cli
     }
 }
 
+/// When the next message may leave.
+pub(super) struct Pace {
+    started: Instant,
+    per_second: Option<f64>,
+}
+
+impl Pace {
+    /// From now on, so many a second; without a limit when it is `None`.
+    pub(super) fn new(per_second: Option<f64>) -> Self {
+        Self {
+            started: Instant::now(),
+            per_second,
+        }
+    }
+
+    /// When message `number` may leave; numbers begin at 0.
+    pub(super) fn due(&self, number: u64) -> Instant {
+        match self.per_second {
+            Some(rate) => self.started + Duration::from_secs_f64(number as f64 / rate),
+            None => self.started,
+        }
+    }
+
+    /// How many messages may have left at `now`; at least one.
+    fn allowed(&self, now: Instant) -> u64 {
+        match self.per_second {
+            // The cast saturates.
+            Some(rate) => ((now - self.started).as_secs_f64() * rate) as u64 + 1,
+            None => u64::MAX,
+        }
+    }
+}
+
 /// A batch on its way.
 struct Sent {
     end: u64,
@@ -119,6 +156,7 @@ struct Work<'a> {
     plan: &'a Plan,
     total: u64,
     window: u64,
+    pace: Pace,
     next: u64,
     answered: u64,
     sent: VecDeque<Sent>,
@@ -139,6 +177,7 @@ impl<'a> Work<'a> {
             plan,
             total,
             window: u64::from(plan.window.min(max_in_flight)).min(by_bytes),
+            pace: Pace::new(plan.rate),
             next: 0,
             answered: 0,
             sent: VecDeque::new(),
@@ -167,8 +206,13 @@ impl<'a> Work<'a> {
             self.last_answer = now;
         }
         let free = self.window - (self.next - self.answered);
-        let end = self.total.min(self.next + free.min(u64::from(self.plan.batch)));
         let first = self.next;
+        // The message that is due was allowed by the caller's clock, which may be a moment ahead of this one.
+        let allowed = self.pace.allowed(now).max(first + 1);
+        let end = self
+            .total
+            .min(first + free.min(u64::from(self.plan.batch)))
+            .min(allowed);
         while self.next < end && (self.next == first || self.encoder.size_bytes() < BATCH_BYTES) {
             let keys = &self.plan.keys;
             let key = (!keys.is_empty()).then(|| keys[(self.next % keys.len() as u64) as usize].as_slice());
@@ -246,6 +290,7 @@ mod tests {
             size_bytes: 128,
             window,
             batch,
+            rate: None,
             keys: Vec::new(),
         }
     }
@@ -279,6 +324,23 @@ mod tests {
         let mut work = Work::new(&plan, 0, 100, 7);
         assert_eq!(work.batch().count(), 7);
         assert!(!work.may_send());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rate_lets_messages_leave_when_they_are_due() {
+        let plan = Plan {
+            rate: Some(1_000.0),
+            ..plan(100, 50)
+        };
+        let mut work = Work::new(&plan, 0, 1_000, 1_000);
+        assert_eq!(work.batch().count(), 1);
+        assert!(work.pace.due(work.next) > Instant::now());
+        tokio::time::advance(Duration::from_millis(20)).await;
+        assert_eq!(work.batch().count(), 20);
+        assert_eq!(
+            work.pace.due(work.next) - Instant::now(),
+            Duration::from_millis(1)
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use hdrhistogram::Histogram;
 use ptah_types::ErrorKind;
 use tokio::time::Instant;
 
-use super::drive::{Plan, Produced, new_histogram};
+use super::drive::{Pace, Plan, Produced, new_histogram};
 use super::ledger::Ledger;
 use super::payload::PayloadWriter;
 use super::probe::DiskProbe;
@@ -31,7 +31,9 @@ pub(super) async fn produce_one_by_one(
         broke: None,
     };
     let mut encoder = BatchEncoder::default();
+    let pace = Pace::new(plan.rate);
     for counter in 0..total {
+        tokio::time::sleep_until(pace.due(counter)).await;
         if let Some(last) = probe.take() {
             let (next, nanos) = measure_disk(last).await?;
             probe = Some(next);

@@ -159,6 +159,7 @@ fn plan(args: &BenchProduceArgs, station: &Station, run: u64) -> Plan {
             .batch
             .unwrap_or(window.div_ceil(4))
             .min(ptah_types::limits::MAX_BATCH_MESSAGES as u32),
+        rate: args.rate.map(|rate| rate as f64 / f64::from(args.connections)),
         keys: (0..args.keys.unwrap_or(0))
             .map(|key| format!("key-{key}").into_bytes())
             .collect(),

@@ -1,0 +1,45 @@
+//! Measures a cluster of separate processes with `ptah bench` and prints what belongs into `docs/benchmarks.md`.
+//!
+//! `cargo build --release --workspace && cargo run --release -p ptah-integration-tests --example figures [PART ..]`
+//!
+//! Parts: `throughput`, `fsyncs`, `latency`, `large` (a 64 MiB message beside small ones); all of them unless given.
+//! Every part has a fresh cluster of three storage nodes, and every run reads back and verifies what it stored. The
+//! runs of a part alternate, so that a foreign load falls on all alike; each figure is the median of its rounds.
+#![allow(clippy::print_stdout)] // printing is what it does
+
+mod bench;
+mod parts;
+
+use anyhow::Context;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let mut wanted: Vec<String> = std::env::args().skip(1).collect();
+    if wanted.is_empty() {
+        wanted = ["throughput", "fsyncs", "latency", "large"]
+            .map(str::to_owned)
+            .to_vec();
+    }
+    anyhow::ensure!(
+        !cfg!(debug_assertions),
+        "figures of a debug build say nothing: use --release"
+    );
+    println!("load before: {}", load()?);
+    for part in &wanted {
+        match part.as_str() {
+            "throughput" => parts::throughput().await?,
+            "fsyncs" => parts::fsyncs().await?,
+            "latency" => parts::latency().await?,
+            "large" => parts::large().await?,
+            other => anyhow::bail!("there is no part `{other}`; use throughput, fsyncs, latency or large"),
+        }
+    }
+    println!("\nload after: {}", load()?);
+    Ok(())
+}
+
+/// What else the machine is doing.
+fn load() -> anyhow::Result<String> {
+    let text = std::fs::read_to_string("/proc/loadavg").context("read load")?;
+    Ok(text.split_whitespace().take(3).collect::<Vec<_>>().join(" "))
+}
