@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use ptah_raft::{GroupLeadership, Leadership, RaftHost, ReadMessagesError, Replica};
+use ptah_raft::{GroupLeadership, RaftHost, ReadMessagesError};
 use ptah_service::Tasks;
-use ptah_types::{PartitionKey, RaftGroupId};
+use ptah_types::{PartitionKey, RaftGroupId, Term};
 
 use crate::budget::Budget;
 use crate::error::PartitionError;
-use crate::leader::{PartitionLeader, PartitionSettings};
+use crate::leader::{Beginning, PartitionLeader, PartitionSettings};
 use crate::shared::Shared;
 
 /// Everything that serves calls on partitions.
@@ -22,8 +22,16 @@ pub(crate) struct Node {
     /// Memory for batches that are not answered.
     pub(crate) append_budget: Budget,
     tasks: Tasks,
-    leaders: RwLock<BTreeMap<RaftGroupId, Arc<PartitionLeader>>>,
+    leaders: RwLock<Leaders>,
     settings: RwLock<BTreeMap<RaftGroupId, Arc<PartitionSettings>>>,
+}
+
+/// Reigns of this node.
+#[derive(Default)]
+struct Leaders {
+    current: BTreeMap<RaftGroupId, Arc<PartitionLeader>>,
+    /// Term of the newest reign that was begun in a group, whether it lasts or not.
+    begun: BTreeMap<RaftGroupId, Term>,
 }
 
 impl Node {
@@ -54,7 +62,9 @@ impl Node {
     /// Forgets a partition that was deleted.
     pub(crate) fn forget(&self, group: RaftGroupId) {
         self.settings.write().remove(&group);
-        self.end(group);
+        let mut leaders = self.leaders.write();
+        self.end(&mut leaders, group);
+        leaders.begun.remove(&group);
     }
 
     /// Checks that a caller means the partition that it reaches here.
@@ -92,58 +102,62 @@ impl Node {
 
     /// The leader of a group, if it is led here.
     pub(crate) fn leader(&self, group: RaftGroupId) -> Result<Arc<PartitionLeader>, PartitionError> {
-        if let Some(leader) = self.leaders.read().get(&group)
+        if let Some(leader) = self.leaders.read().current.get(&group)
             && !leader.core().has_ended()
         {
             return Ok(Arc::clone(leader));
         }
-        let replica = self
-            .host
-            .replica(group)
-            .ok_or(PartitionError::UnknownReplica { group })?;
-        let leadership = replica.leadership();
-        self.follow(&replica, leadership).ok_or_else(|| {
-            self.shared.not_leader(
-                group,
-                leadership.leader.filter(|leader| *leader != replica.node()),
-            )
+        if self.host.replica(group).is_none() {
+            return Err(PartitionError::UnknownReplica { group });
+        }
+        self.follow(group).ok_or_else(|| {
+            let replica = self.host.replica(group);
+            let elsewhere = replica.and_then(|replica| {
+                let leader = replica.leadership().leader?;
+                (leader != replica.node()).then_some(leader)
+            });
+            self.shared.not_leader(group, elsewhere)
         })
     }
 
-    /// Makes or ends the leader of a group, so that it agrees with `leadership`.
-    fn follow(&self, replica: &Replica, leadership: Leadership) -> Option<Arc<PartitionLeader>> {
-        let group = replica.group();
-        let mut leaders = self.leaders.write();
-        if let Some(leader) = leaders.get(&group) {
-            let same = leadership.ready && leader.core().reign == leadership.reign;
+    /// Makes or ends the leader of a group, so that it agrees with who leads now.
+    ///
+    /// The replica is looked at under the lock: what an earlier look has shown must not end a reign that began since.
+    fn follow(&self, group: RaftGroupId) -> Option<Arc<PartitionLeader>> {
+        self.agree(&mut self.leaders.write(), group)
+    }
+
+    fn agree(&self, leaders: &mut Leaders, group: RaftGroupId) -> Option<Arc<PartitionLeader>> {
+        let replica = self.host.replica(group);
+        let now = replica.as_ref().map(|replica| replica.leadership());
+        let now = now.filter(|leadership| leadership.ready);
+        if let Some(leader) = leaders.current.get(&group) {
+            let same = now.is_some_and(|leadership| leader.core().is_reign_of(leadership));
             if same && !leader.core().has_ended() {
                 return Some(Arc::clone(leader));
             }
-            leader.end();
-            leaders.remove(&group);
-            self.shared.metrics.partitions_led.dec();
+            self.end(leaders, group);
         }
-        if !leadership.ready || self.tasks.is_stopping() {
+        let (replica, leadership) = (replica?, now?);
+        if self.tasks.is_stopping() {
             return None;
         }
         let settings = Arc::clone(self.settings.read().get(&group)?);
-        let (shared, replica) = (Arc::clone(&self.shared), replica.clone());
-        let leader = PartitionLeader::begin(
-            shared,
-            replica,
-            settings,
-            leadership.term,
-            leadership.reign,
-            &self.tasks,
-        );
+        let before = leaders.begun.insert(group, leadership.term);
+        let beginning = Beginning {
+            leadership,
+            again: before == Some(leadership.term),
+        };
+        let shared = Arc::clone(&self.shared);
+        let leader = PartitionLeader::begin(shared, replica, settings, beginning, &self.tasks);
         tracing::info!(partition = %leader.core().replica.key(), %group, term = %leadership.term, "partition led");
-        leaders.insert(group, Arc::clone(&leader));
+        leaders.current.insert(group, Arc::clone(&leader));
         self.shared.metrics.partitions_led.inc();
         Some(leader)
     }
 
-    fn end(&self, group: RaftGroupId) {
-        if let Some(leader) = self.leaders.write().remove(&group) {
+    fn end(&self, leaders: &mut Leaders, group: RaftGroupId) {
+        if let Some(leader) = leaders.current.remove(&group) {
             leader.end();
             self.shared.metrics.partitions_led.dec();
         }
@@ -155,17 +169,14 @@ impl Node {
         while let Some(changes) = watch.next().await {
             for GroupLeadership { group, .. } in changes {
                 // The newest state counts; the change is only a hint.
-                match self.host.replica(group) {
-                    Some(replica) => drop(self.follow(&replica, replica.leadership())),
-                    None => self.end(group),
-                }
+                drop(self.follow(group));
             }
         }
     }
 
     /// Ends every reign: callers are sent elsewhere.
     pub(crate) fn end_all(&self) {
-        for leader in std::mem::take(&mut *self.leaders.write()).into_values() {
+        for leader in std::mem::take(&mut self.leaders.write().current).into_values() {
             leader.end();
             self.shared.metrics.partitions_led.dec();
         }
@@ -173,7 +184,7 @@ impl Node {
 
     /// Partitions led.
     pub(crate) fn led(&self) -> Vec<Arc<PartitionLeader>> {
-        self.leaders.read().values().cloned().collect()
+        self.leaders.read().current.values().cloned().collect()
     }
 
     /// What a failed read means to the caller.
@@ -191,3 +202,6 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

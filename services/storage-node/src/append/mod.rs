@@ -9,5 +9,7 @@ mod assembly;
 mod session;
 
 pub(crate) use answers::{Answer, Answers, Reply, Stored};
+#[cfg(test)]
+pub(crate) use answers::{Lane, Outcome};
 pub(crate) use session::disk_full;
 pub(crate) use session::{AppendSession, BatchPart, ChannelOpening};

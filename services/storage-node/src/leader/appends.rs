@@ -227,6 +227,13 @@ impl PartitionLeader {
         }
     }
 
+    /// Begins with a barrier: nothing is accepted before everything that may still come is applied.
+    pub(super) fn make_sure(self: &Arc<Self>) {
+        let mut appends = self.appends.lock();
+        appends.poison();
+        self.propose_barrier(&mut appends);
+    }
+
     fn propose_barrier(self: &Arc<Self>, appends: &mut Appends) {
         let core = self.core();
         if core.has_ended() {

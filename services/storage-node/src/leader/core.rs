@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ptah_raft::{ProposeError, Replica};
+use ptah_raft::{Leadership, ProposeError, Replica};
 use ptah_types::{Term, Timestamp};
 use tokio_util::sync::CancellationToken;
 
@@ -23,8 +23,7 @@ pub(crate) struct LeaderCore {
     pub(crate) settings: Arc<PartitionSettings>,
     /// Term of the reign: every proposal is fenced by it.
     pub(crate) term: Term,
-    /// The reign.
-    pub(crate) reign: u64,
+    reign: u64,
     /// When it began, by the steady clock.
     pub(crate) began: Timestamp,
     /// Rings when something is due.
@@ -38,20 +37,24 @@ impl LeaderCore {
         shared: Arc<Shared>,
         replica: Replica,
         settings: Arc<PartitionSettings>,
-        term: Term,
-        reign: u64,
+        leadership: Leadership,
     ) -> Self {
         Self {
             began: shared.steady.now(),
             shared,
             replica,
             settings,
-            term,
-            reign,
+            term: leadership.term,
+            reign: leadership.reign,
             alarm: Alarm::default(),
             ended: AtomicBool::new(false),
             end: CancellationToken::new(),
         }
+    }
+
+    /// Whether this is the reign that `leadership` tells of.
+    pub(crate) fn is_reign_of(&self, leadership: Leadership) -> bool {
+        (self.term, self.reign) == (leadership.term, leadership.reign)
     }
 
     /// Whether the reign is over.

@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use ptah_raft::Replica;
+use ptah_raft::{Leadership, Replica};
 use ptah_service::Tasks;
-use ptah_types::{ConsumerGroupId, Term};
+use ptah_types::ConsumerGroupId;
 
 pub(crate) use alarm::Alarm;
 pub(crate) use appends::NewAppend;
@@ -32,6 +32,15 @@ use crate::shared::Shared;
 pub(crate) struct PartitionSettings {
     generation: AtomicU64,
     max_message_bytes: AtomicU64,
+}
+
+/// How a reign begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Beginning {
+    /// Who leads, as the replica says: this node.
+    pub(crate) leadership: Leadership,
+    /// Whether this process has begun a reign of the same term before.
+    pub(crate) again: bool,
 }
 
 /// One partition, led by this node.
@@ -70,20 +79,29 @@ impl PartitionSettings {
 
 impl PartitionLeader {
     /// Begins a reign; its task is owned by `tasks`.
+    ///
+    /// Appends start from what is applied. That is right at once when nothing else can come: the log ends there, and
+    /// nobody has proposed anything in this term. Otherwise they wait for a barrier first.
     pub(crate) fn begin(
         shared: Arc<Shared>,
         replica: Replica,
         settings: Arc<PartitionSettings>,
-        term: Term,
-        reign: u64,
+        beginning: Beginning,
         tasks: &Tasks,
     ) -> Arc<Self> {
+        // In this order: what is applied by now is at least what was logged a moment ago.
+        let logged = replica.status().last;
+        let applied = replica.watch_applied().borrow().index;
+        let sure = !beginning.again && logged <= applied;
         let appends = replica.with_partition(Appends::new);
         let leader = Arc::new(Self {
-            core: Arc::new(LeaderCore::new(shared, replica, settings, term, reign)),
+            core: Arc::new(LeaderCore::new(shared, replica, settings, beginning.leadership)),
             appends: Mutex::new(appends),
             groups: RwLock::default(),
         });
+        if !sure {
+            leader.make_sure();
+        }
         let keeper = Arc::clone(&leader);
         tasks.spawn("partition leader", async move { keeper.keep().await });
         leader
@@ -96,7 +114,11 @@ impl PartitionLeader {
 
     /// Ends the reign: whoever waits is told; appends in flight are answered when the log has decided about them.
     pub(crate) fn end(&self) {
-        self.core.mark_ended();
+        {
+            // Nothing is proposed behind this: the barrier of the next reign comes after everything of this one.
+            let _proposing = self.appends.lock();
+            self.core.mark_ended();
+        }
         let groups = std::mem::take(&mut *self.groups.write());
         for group in groups.values() {
             group.end(&self.core.not_leader());
