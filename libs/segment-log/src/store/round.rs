@@ -55,7 +55,7 @@ impl Inner {
         }
         self.shared.checkpoint_ran();
         self.forget_indexes(&groups);
-        report.recycled = self.recycle(&groups)?;
+        report.recycled = self.recycle()?;
         self.shared.refresh_space();
         self.shared.tell_room();
         Ok(report)
@@ -91,9 +91,12 @@ impl Inner {
     }
 
     /// Write-ahead log files that no group needs are used again.
-    fn recycle(&self, groups: &[Arc<GroupLog>]) -> io::Result<usize> {
+    fn recycle(&self) -> io::Result<usize> {
         // What is being committed now goes to this file or a later one.
         let current = self.shared.wal.last_number();
+        // Listed only now: a group that was made since the round began may need a file that nobody else does. One that is
+        // made later has its first record in `current` or behind it.
+        let groups: Vec<Arc<GroupLog>> = self.groups.read().values().cloned().collect();
         let (epoch, last_seq) = {
             let committer = self.shared.committer.lock();
             (committer.epoch(), committer.last_seq())

@@ -9,3 +9,4 @@ mod harness;
 mod install;
 mod model;
 mod os;
+mod rounds;
