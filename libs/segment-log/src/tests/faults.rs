@@ -230,3 +230,26 @@ fn a_power_cut_between_the_data_of_a_large_frame_and_its_reference_leaves_no_tra
         vec![batch(2, 1, 2, 3, 15_000)]
     );
 }
+
+#[test]
+fn a_write_ahead_log_file_that_does_not_fit_leaves_nothing_behind() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk);
+    let group = store.create_group(spec(1, 64 << 10)).unwrap();
+    // The spare file goes into use; there is no room to make another one.
+    append_now(&store, &group, vec![batch(1, 0, 1, 1, 100)]);
+    let names = |part| files(&disk, part).len();
+    let used: u64 = disk
+        .files()
+        .iter()
+        .map(|path| disk.contents(path).unwrap().len() as u64)
+        .sum();
+    disk.set_capacity(used + 100_000);
+    for _ in 0..3 {
+        assert!(store.checkpoint_round(RoundLimit::default()).is_err());
+        assert_eq!((names("/new-"), names("/spare-")), (0, 0));
+    }
+    disk.set_capacity(9_000_000);
+    store.checkpoint_round(RoundLimit::default()).unwrap();
+    assert_eq!((names("/new-"), names("/spare-")), (0, 1));
+}

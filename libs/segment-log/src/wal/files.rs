@@ -195,17 +195,31 @@ impl WalFiles {
             inner.next_spare - 1
         };
         let unfinished = self.dir.join(format!("new-{number}"));
-        let file = self.disk.create(&unfinished)?;
+        let path = self.dir.join(format!("spare-{number}"));
+        let made = self
+            .fill(&unfinished)
+            .and_then(|()| self.disk.rename(&unfinished, &path));
+        if let Err(error) = made {
+            // What was written of it would take the room that is missing. When it cannot be removed, the next start does.
+            if let Err(error) = self.disk.remove_file(&unfinished)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(file = %unfinished.display(), %error, "unfinished file cannot be removed");
+            }
+            return Err(error);
+        }
+        Ok(path)
+    }
+
+    fn fill(&self, path: &Path) -> io::Result<()> {
+        let file = self.disk.create(path)?;
         let mut at = 0;
         while at < self.file_bytes {
             let len = (self.file_bytes - at).min(ZEROS.len() as u64);
             file.write_at(&mut [IoSlice::new(&ZEROS[..len as usize])], at)?;
             at += len;
         }
-        file.sync_data()?;
-        let path = self.dir.join(format!("spare-{number}"));
-        self.disk.rename(&unfinished, &path)?;
-        Ok(path)
+        file.sync_data()
     }
 
     /// Gives a spare file the name `number`, durably, and opens it.
