@@ -188,7 +188,7 @@ impl GroupLog {
             Effect::Purge(id) => state.flushed = state.flushed.max(Some(*id)),
             Effect::Nothing => {
                 // A truncation: frames before it that became durable meanwhile were not counted.
-                let durable = state.tail.last_durable(number).map(|entry| entry.frame.log_id());
+                let durable = state.durable_end(number);
                 state.flushed = state.flushed.max(durable);
             }
         }

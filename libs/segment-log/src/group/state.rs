@@ -239,6 +239,15 @@ impl GroupState {
         })
     }
 
+    /// End of the log when all records up to `record` are durable. A frame that left memory is.
+    pub(crate) fn durable_end(&self, record: u64) -> Option<LogId> {
+        let Some(waiting) = self.tail.first_behind(record) else {
+            return self.last;
+        };
+        let before = waiting.frame.index.0.checked_sub(1);
+        before.and_then(|index| self.log_id_at(LogIndex(index)))
+    }
+
     /// Takes entries above `keep` out of the tail and of the streams. Frames that are only on disk stay in the streams.
     pub(crate) fn truncate_tail(&mut self, keep: Option<LogIndex>) {
         let above = |index: LogIndex| keep.is_none_or(|keep| index > keep);

@@ -95,10 +95,10 @@ impl Tail {
         (base.get() <= sequence).then(|| self.entries.range(place..))
     }
 
-    /// Last entry whose record is at or below `record`.
-    pub(crate) fn last_durable(&self, record: u64) -> Option<&Entry> {
+    /// First entry whose record is above `record`.
+    pub(crate) fn first_behind(&self, record: u64) -> Option<&Entry> {
         let place = self.entries.partition_point(|entry| entry.record <= record);
-        place.checked_sub(1).and_then(|place| self.entries.get(place))
+        self.entries.get(place)
     }
 
     /// Marks entries as being in their segment.

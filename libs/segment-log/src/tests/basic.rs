@@ -465,3 +465,34 @@ fn a_committed_hint_that_names_no_entry_of_the_log_is_passed_over() {
     group.save_committed(log_id(4, 0));
     assert_eq!(group.committed(), Some(log_id(4, 1)));
 }
+
+#[test]
+fn the_durable_end_is_known_after_a_truncation_behind_frames_that_left_memory() {
+    let disk = SimDisk::new(1);
+    let options = Options {
+        recent_bytes_per_group: 0,
+        ..tiny()
+    };
+    let store = open_with(&disk, options).unwrap();
+    let group = store.create_group(spec(1, 256 << 10)).unwrap();
+    append_now(&store, &group, vec![batch(1, 0, 1, 1, 100)]);
+    store.checkpoint_round(RoundLimit::default()).unwrap();
+    // A large frame is in its segment as soon as it is durable. A truncation behind it is queued before that.
+    append(&group, vec![batch(1, 1, 2, 1, 14_000)]);
+    while store.write_large_pending() == LargeOutcome::Progress {}
+    for n in 2..9 {
+        append(&group, vec![batch(1, n, n + 1, 1, 9_000)]);
+    }
+    group.truncate_after(Some(log_id(1, 5)), Outcome::default().done());
+    // The first unit has the large frame, not the truncation; the second truncation lets the frame leave memory.
+    assert!(matches!(
+        store.commit_pending(),
+        CommitOutcome::Committed { more: true, .. }
+    ));
+    let truncated = Outcome::default();
+    group.truncate_after(Some(log_id(1, 1)), truncated.done());
+    settle(&store);
+    assert!(truncated.is_ok());
+    assert_eq!(group.flushed_log_id(), Some(log_id(1, 1)));
+    group.write_checkpoint(log_id(1, 1), Bytes::new()).unwrap();
+}
