@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context;
 use bytes::Bytes;
 
 use crate::client::{Received, StoredAt};
@@ -80,18 +81,59 @@ pub fn stored_equals_produced(
     Ok(())
 }
 
-/// Order within each partition of what one group received first: sequences rise by one, nothing is left out.
-pub fn received_once_in_order(received: &[Received]) -> anyhow::Result<()> {
-    let mut last: BTreeMap<u32, u64> = BTreeMap::new();
+/// Compares what a new group received with everything that is stored: every message of every partition, byte for byte,
+/// once, in order.
+pub fn received_equals_stored(
+    received: &[Received],
+    stored: &BTreeMap<u32, Vec<(u64, Bytes)>>,
+) -> anyhow::Result<()> {
+    let mut by_partition: BTreeMap<u32, Vec<(u64, Bytes)>> = BTreeMap::new();
     for message in received {
-        let previous = last.insert(message.partition, message.sequence);
-        let expected = previous.map_or(message.sequence, |previous| previous + 1);
+        by_partition
+            .entry(message.partition)
+            .or_default()
+            .push((message.sequence, message.payload.clone()));
+    }
+    for (partition, messages) in stored {
+        let got = by_partition.remove(partition).unwrap_or_default();
+        if let Some((got, stored)) = got.iter().zip(messages).find(|(got, stored)| got != stored) {
+            anyhow::bail!(
+                "partition {partition}: {} was received where {} was expected, or its bytes differ",
+                got.0,
+                stored.0
+            );
+        }
         anyhow::ensure!(
-            message.sequence == expected,
-            "partition {}: {} was received where {expected} was expected",
-            message.partition,
-            message.sequence
+            got.len() == messages.len(),
+            "partition {partition}: {} of {} messages were received",
+            got.len(),
+            messages.len()
         );
+    }
+    anyhow::ensure!(
+        by_partition.is_empty(),
+        "messages came from partitions that the station does not have"
+    );
+    Ok(())
+}
+
+/// Order of production: the counters of one producer rise within each partition.
+///
+/// Payloads are those of [`crate::records::counted`].
+pub fn in_order_of_production(stored: &BTreeMap<u32, Vec<(u64, Bytes)>>) -> anyhow::Result<()> {
+    for (partition, messages) in stored {
+        let mut last: BTreeMap<&str, u64> = BTreeMap::new();
+        for (sequence, payload) in messages {
+            let text = std::str::from_utf8(payload)?;
+            let mut parts = text.split(':');
+            let producer = parts.next().context("payload without a producer")?;
+            let counter: u64 = parts.next().context("payload without a counter")?.parse()?;
+            let before = last.insert(producer, counter);
+            anyhow::ensure!(
+                before.is_none_or(|before| before < counter),
+                "partition {partition}: message {counter} of {producer} stands at {sequence}, behind {before:?}"
+            );
+        }
     }
     Ok(())
 }
