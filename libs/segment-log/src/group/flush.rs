@@ -75,6 +75,7 @@ impl GroupLog {
             // What was not cut must still be cut; what was cut may be cut again.
             state.return_cuts(plan.cuts);
             state.dirty = true;
+            state.flushing = None;
         }
         result
     }
@@ -94,6 +95,7 @@ impl GroupLog {
         // The log keeps the record behind the older slot until the new one is durable: it proves a torn one harmless.
         let in_place = !state.wal_files.is_empty();
         let (record, generation, dir_number) = (state.durable_record, state.generation, state.dir_number);
+        state.flushing = Some(record);
         Ok(Plan {
             record,
             wal_seq,
@@ -311,6 +313,7 @@ impl GroupLog {
             let mut state = self.state.lock();
             state.meta_version = version;
             state.covered = record;
+            state.flushing = None;
             while state.wal_files.front().is_some_and(|(_, last)| *last <= record) {
                 state.wal_files.pop_front();
             }
@@ -385,3 +388,6 @@ impl GroupLog {
         Ok(paths.len())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -231,7 +231,8 @@ impl GroupLog {
         } else {
             shared.options.recent_bytes_per_group
         };
-        let durable = state.durable_record;
+        // A running flush must be able to leave out of its meta slot what became durable since it began.
+        let durable = state.durable_record.min(state.flushing.unwrap_or(u64::MAX));
         let more = state.tail.trim(keep, durable);
         let now = (state.tail.unflushed, state.tail.recent);
         let before = std::mem::replace(&mut state.tail.published, now);

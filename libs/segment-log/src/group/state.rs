@@ -52,6 +52,8 @@ pub(crate) struct GroupState {
     pub(crate) large_outstanding: bool,
     pub(crate) installing: bool,
     pub(crate) dirty: bool,
+    /// The last record of the flush that is running and has not fixed its meta slot yet.
+    pub(crate) flushing: Option<u64>,
     pub(crate) meta_version: u64,
     /// All records up to this one are in segments and the meta slot.
     pub(crate) covered: u64,
@@ -91,6 +93,7 @@ impl GroupState {
             large_outstanding: false,
             installing: false,
             dirty: false,
+            flushing: None,
             meta_version: 0,
             covered: 0,
             wal_files: VecDeque::new(),

@@ -143,10 +143,10 @@ impl Tail {
         self.mark(|entry| entry.place.kind == kind && entry.place.segment == segment);
     }
 
-    /// Gives up the oldest written frames until at most `keep` bytes of them are left. A frame whose record is not durable
-    /// stays: the meta slot must be able to leave it out. Whether more could go: one call gives up a bounded number.
-    pub(crate) fn trim(&mut self, keep: u64, durable_record: u64) -> bool {
-        let may_go = |entry: &Entry| entry.in_segment && entry.record <= durable_record;
+    /// Gives up the oldest written frames until at most `keep` bytes of them are left. A frame behind
+    /// `record` stays: the meta slot must be able to leave it out. Whether more could go: one call gives up a bounded number.
+    pub(crate) fn trim(&mut self, keep: u64, record: u64) -> bool {
+        let may_go = |entry: &Entry| entry.in_segment && entry.record <= record;
         for _ in 0..TRIM_FRAMES {
             if self.recent <= keep || !self.entries.front().is_some_and(may_go) {
                 return false;

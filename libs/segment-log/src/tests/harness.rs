@@ -12,29 +12,29 @@ use crate::{FlushDone, Frame, GroupLog, OpenError, Options, SimDisk, Store};
 
 /// Result of one operation, once it is known.
 #[derive(Clone, Default)]
-pub(super) struct Outcome(Arc<Mutex<Option<io::Result<()>>>>);
+pub(crate) struct Outcome(Arc<Mutex<Option<io::Result<()>>>>);
 
 impl Outcome {
-    pub(super) fn done(&self) -> FlushDone {
+    pub(crate) fn done(&self) -> FlushDone {
         let slot = self.0.clone();
         Box::new(move |result| *slot.lock() = Some(result))
     }
 
-    pub(super) fn is_ok(&self) -> bool {
+    pub(crate) fn is_ok(&self) -> bool {
         matches!(*self.0.lock(), Some(Ok(())))
     }
 
-    pub(super) fn is_err(&self) -> bool {
+    pub(crate) fn is_err(&self) -> bool {
         matches!(*self.0.lock(), Some(Err(_)))
     }
 
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.0.lock().is_none()
     }
 }
 
 /// The options of most tests: everything small, so that files roll and bounds are met.
-pub(super) fn tiny() -> Options {
+pub(crate) fn tiny() -> Options {
     Options {
         wal_file_bytes: 128 << 10,
         unit_bytes: 48 << 10,
@@ -44,20 +44,20 @@ pub(super) fn tiny() -> Options {
     }
 }
 
-pub(super) fn dir() -> PathBuf {
+pub(crate) fn dir() -> PathBuf {
     PathBuf::from("/data")
 }
 
-pub(super) fn open_with(disk: &SimDisk, options: Options) -> Result<Store, OpenError> {
+pub(crate) fn open_with(disk: &SimDisk, options: Options) -> Result<Store, OpenError> {
     Store::open(disk.as_disk(), Path::new("/data"), identity(), options)
 }
 
-pub(super) fn open(disk: &SimDisk) -> Store {
+pub(crate) fn open(disk: &SimDisk) -> Store {
     open_with(disk, tiny()).unwrap()
 }
 
 /// Does everything that is queued.
-pub(super) fn settle(store: &Store) {
+pub(crate) fn settle(store: &Store) {
     loop {
         let committed = matches!(store.commit_pending(), CommitOutcome::Committed { .. });
         let large = store.write_large_pending() == LargeOutcome::Progress;
@@ -67,20 +67,20 @@ pub(super) fn settle(store: &Store) {
     }
 }
 
-pub(super) fn append(group: &Arc<GroupLog>, frames: Vec<Frame>) -> Outcome {
+pub(crate) fn append(group: &Arc<GroupLog>, frames: Vec<Frame>) -> Outcome {
     let outcome = Outcome::default();
     group.append(frames, outcome.done()).unwrap();
     outcome
 }
 
-pub(super) fn append_now(store: &Store, group: &Arc<GroupLog>, frames: Vec<Frame>) {
+pub(crate) fn append_now(store: &Store, group: &Arc<GroupLog>, frames: Vec<Frame>) {
     let outcome = append(group, frames);
     settle(store);
     assert!(outcome.is_ok(), "append must be durable");
 }
 
 /// Files whose name contains `part`.
-pub(super) fn files(disk: &SimDisk, part: &str) -> Vec<PathBuf> {
+pub(crate) fn files(disk: &SimDisk, part: &str) -> Vec<PathBuf> {
     disk.files()
         .into_iter()
         .filter(|path| path.to_string_lossy().contains(part))
@@ -88,7 +88,7 @@ pub(super) fn files(disk: &SimDisk, part: &str) -> Vec<PathBuf> {
 }
 
 /// Power cut and restart of the disk.
-pub(super) fn power_cycle(disk: &SimDisk) {
+pub(crate) fn power_cycle(disk: &SimDisk) {
     disk.crash();
     disk.reboot();
 }

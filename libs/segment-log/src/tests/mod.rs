@@ -5,7 +5,7 @@ mod damage;
 mod faults;
 mod format;
 mod groups;
-mod harness;
+pub(crate) mod harness;
 mod install;
 mod model;
 mod os;
