@@ -150,7 +150,7 @@ impl Starting {
         self.tasks.spawn("placement", task.run(stopping.clone()));
         let (reporting, reporter) = (Arc::clone(&node), keeper.clone());
         self.tasks.spawn_critical("control-plane", async move {
-            control.run(reporting, reporter, stopping).await?;
+            control.run(reporting, reporter, stopping).await;
             Ok(())
         });
         provide_status(&self.deps.health, &node, keeper);
@@ -181,20 +181,16 @@ impl Starting {
             zone: self.config.zone.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let first_start = match &examined {
-            Directory::Empty => {
-                registration.disk_id = new_disk_id(&*self.deps.ports.random);
-                true
-            }
+        match &examined {
+            Directory::Empty => registration.disk_id = new_disk_id(&*self.deps.ports.random),
             Directory::Ours(placement) => {
                 registration.cluster = Some(placement.owner.cluster);
                 registration.disk_id.clone_from(&placement.owner.disk_id);
-                false
             }
-        };
+        }
         let channels = Channels::new(Arc::clone(&self.deps.network), self.secret.clone());
         let planes = ControlPlanes::new(channels, self.config.control_plane_addresses.to_vec());
-        let component = first_start.then(|| self.deps.health.component("control-plane"));
+        let component = self.deps.health.component("control-plane");
         let mut control = ControlLoop::new(planes, registration.clone(), self.deps.ports.clone(), component);
         if let Directory::Ours(placement) = examined {
             // A directory that was copied, restored or swapped is refused before it is used, if anybody can tell.

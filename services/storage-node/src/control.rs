@@ -1,7 +1,8 @@
 //! Talk with the control plane: registration, and a report every second or so.
 //!
-//! The node serves without a control plane; only its first start needs one. A failure is logged once per change of what is
-//! wrong, not once per attempt.
+//! The node serves without a control plane; only its first start needs one. A refusal keeps a node from starting; a node
+//! that runs goes on serving, says in its readiness why it is refused, and asks again. What is wrong is logged once per
+//! change, not once per attempt.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use crate::placement::PlacementKeeper;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Shortest pause after a refusal.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 const CALL_DEADLINE: Duration = Duration::from_secs(2);
 /// A restart waits for control planes that do not answer no longer than this.
 const QUESTION_DEADLINE: Duration = Duration::from_secs(3);
@@ -45,8 +48,9 @@ pub(crate) struct ControlLoop {
     planes: ControlPlanes,
     registration: NodeRegistration,
     ports: Ports,
-    /// Only of a node that cannot serve before it is registered.
-    health: Option<Component>,
+    health: Component,
+    /// Whether the node serves without being registered: then only a refusal makes it unready.
+    serves: bool,
     /// What is wrong with each control plane, so that it is logged once.
     troubles: BTreeMap<String, String>,
 }
@@ -85,9 +89,12 @@ impl ControlLoop {
         planes: ControlPlanes,
         registration: NodeRegistration,
         ports: Ports,
-        health: Option<Component>,
+        health: Component,
     ) -> Self {
-        if let Some(health) = &health {
+        let serves = registration.cluster.is_some();
+        if serves {
+            health.ready();
+        } else {
             health.not_ready("not registered with a control plane yet");
         }
         Self {
@@ -95,6 +102,7 @@ impl ControlLoop {
             registration,
             ports,
             health,
+            serves,
             troubles: BTreeMap::new(),
         }
     }
@@ -102,7 +110,7 @@ impl ControlLoop {
     /// The node belongs to a cluster now, and serves without a control plane from now on.
     pub(crate) fn set_cluster(&mut self, cluster: ClusterId) {
         self.registration.cluster = Some(cluster);
-        self.health = None;
+        self.serves = true;
     }
 
     /// Whether a control plane is known to refuse this node; asks each one once, and not for long. What cannot be
@@ -121,20 +129,48 @@ impl ControlLoop {
             .unwrap_or(Ok(()))
     }
 
-    /// Registers, however long it takes. `None`: the node stops.
+    /// Registers for the first time, however long it takes. `None`: the node stops.
     pub(crate) async fn register(&mut self, stopping: &Stopping) -> Result<Option<Registered>, Refused> {
         let mut pause = FIRST_PAUSE;
         loop {
             if let Some(registered) = self.try_register().await? {
                 return Ok(Some(registered));
             }
-            let jitter = self.ports.random.below(pause.as_millis() as u64 / 2 + 1);
-            tokio::select! {
-                biased;
-                () = stopping.cancelled() => return Ok(None),
-                () = tokio::time::sleep(pause + Duration::from_millis(jitter)) => {}
+            if !self.rest(&mut pause, stopping).await {
+                return Ok(None);
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Registers a node that serves, however long it takes and however often it is refused. `None`: the node stops.
+    async fn register_again(&mut self, stopping: &Stopping) -> Option<Registered> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.try_register().await {
+                Ok(Some(registered)) => return Some(registered),
+                Ok(None) => {}
+                Err(Refused(error)) => {
+                    self.note_refusal(&error);
+                    self.planes.turn(&error);
+                    // Nothing that people have to mend is mended in a moment.
+                    pause = pause.max(REFUSED_PAUSE);
+                }
+            }
+            if !self.rest(&mut pause, stopping).await {
+                return None;
+            }
+        }
+    }
+
+    /// Waits before the next attempt; false when the node stops.
+    async fn rest(&self, pause: &mut Duration, stopping: &Stopping) -> bool {
+        let jitter = self.ports.random.below(pause.as_millis() as u64 / 2 + 1);
+        let wait = *pause + Duration::from_millis(jitter);
+        *pause = (*pause * 2).min(LONGEST_PAUSE);
+        tokio::select! {
+            biased;
+            () = stopping.cancelled() => false,
+            () = tokio::time::sleep(wait) => true,
         }
     }
 
@@ -173,8 +209,9 @@ impl ControlLoop {
     fn note_trouble(&mut self, error: &RpcError) {
         let address = &self.planes.current;
         let trouble = error.to_string();
-        if let Some(health) = &self.health {
-            health.not_ready(format!("control plane at {address}: {trouble}"));
+        if !self.serves {
+            self.health
+                .not_ready(format!("control plane at {address}: {trouble}"));
         }
         if self.troubles.get(address) != Some(&trouble) {
             tracing::warn!(%address, error = %trouble, "control plane does not answer, trying on");
@@ -182,10 +219,18 @@ impl ControlLoop {
         }
     }
 
-    fn note_peace(&mut self) {
-        if let Some(health) = &self.health {
-            health.ready();
+    fn note_refusal(&mut self, error: &RpcError) {
+        let address = &self.planes.current;
+        let trouble = format!("the control plane at {address} refuses this node, which serves on: {error}");
+        if self.troubles.get(address) != Some(&trouble) {
+            tracing::error!(%address, %error, "control plane refuses this node; it serves on and asks again");
+            self.troubles.insert(address.clone(), trouble.clone());
         }
+        self.health.not_ready(trouble);
+    }
+
+    fn note_peace(&mut self) {
+        self.health.ready();
         if !self.troubles.is_empty() {
             tracing::info!(address = %self.planes.current, "control plane answers");
             self.troubles.clear();
@@ -198,11 +243,11 @@ impl ControlLoop {
         node: Arc<Node>,
         keeper: PlacementKeeper,
         stopping: Stopping,
-    ) -> Result<(), Refused> {
+    ) {
         let mut changes = node.host.watch_replicas();
         loop {
-            let Some(registered) = self.register(&stopping).await? else {
-                return Ok(());
+            let Some(registered) = self.register_again(&stopping).await else {
+                return;
             };
             let interval = registered
                 .report_interval
@@ -213,7 +258,7 @@ impl ControlLoop {
                 let known = self.report(&node, &keeper).await;
                 tokio::select! {
                     biased;
-                    () = stopping.cancelled() => return Ok(()),
+                    () = stopping.cancelled() => return,
                     () = tokio::time::sleep_until(began + interval) => {}
                     () = changed(&mut changes), if known => {
                         tokio::time::sleep_until(began + SHORTEST_INTERVAL).await;

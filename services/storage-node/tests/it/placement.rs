@@ -4,7 +4,7 @@ use ptah_proto::control::v1::ReplicaState;
 use ptah_rpc::clients::ReplicaTombstone;
 use ptah_types::ErrorKind;
 
-use crate::harness::{ControlPlane, TestNode, group_id, leader, numbered, order};
+use crate::harness::{ControlPlane, TestNode, group_id, leader, numbered, order, soon, until};
 
 #[tokio::test]
 async fn a_first_start_takes_the_cluster_from_the_control_plane() {
@@ -148,20 +148,37 @@ async fn a_damaged_placement_is_told_and_not_written_over() {
 }
 
 #[tokio::test]
-async fn a_refusal_while_the_node_runs_stops_it_with_the_reason() {
+async fn a_refusal_at_a_restart_keeps_the_node_from_starting() {
     let (control, mut node) = leader().await;
     node.stop().await;
     let refusing = ControlPlane::start().await;
     refusing.refuse("node 1 runs elsewhere with another disk");
     node.config.control_plane_addresses =
         ptah_service::List(vec!["127.0.0.1:1".to_owned(), refusing.address()]);
-    let refused = node.start().await;
-    let text = match refused {
-        Err(error) => format!("{error:#}"),
-        Ok(()) => node.failed().await,
-    };
-    assert!(text.contains("runs elsewhere"), "{text}");
+    let error = format!("{:#}", node.start().await.unwrap_err());
+    assert!(error.contains("runs elsewhere"), "{error}");
     drop(control);
+}
+
+#[tokio::test]
+async fn a_node_that_is_refused_while_it_runs_serves_on_says_so_and_asks_again() {
+    let (control, node) = leader().await;
+    node.store(1, &[numbered(1, 2)]).await;
+    soon("readiness", node.health.until_ready()).await;
+    control.refuse("address of node 1 is the one of live node 2");
+    until("two refusals", || async { (control.refused() >= 2).then_some(()) }).await;
+    assert!(!node.has_failed(), "the node goes on");
+    node.store(2, &[numbered(3, 2)]).await;
+    assert_eq!(node.everything().await, numbered(1, 4));
+    let reasons = node.health.not_ready();
+    assert_eq!(reasons.len(), 1, "{reasons:?}");
+    assert!(
+        reasons[0].reason.contains("is the one of live node 2"),
+        "{reasons:?}"
+    );
+    assert!(node.health.status().to_string().contains("refuses this node"));
+    control.accept();
+    soon("readiness again", node.health.until_ready()).await;
 }
 
 /// Everything on the disk.

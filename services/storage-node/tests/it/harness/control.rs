@@ -24,6 +24,9 @@ struct State {
     registrations: Vec<pb::RegisterNodeRequest>,
     reports: Vec<pb::NodeReport>,
     refusal: Option<String>,
+    refused: u64,
+    /// Nodes that registered before have to do it again.
+    forgets: bool,
 }
 
 #[derive(Clone)]
@@ -41,6 +44,8 @@ impl ControlPlane {
             registrations: Vec::new(),
             reports: Vec::new(),
             refusal: None,
+            refused: 0,
+            forgets: false,
         }));
         let tasks = Tasks::root();
         let secret = ClusterSecret::new(&Secret::new(super::SECRET.to_owned())).unwrap();
@@ -59,9 +64,21 @@ impl ControlPlane {
         self.server.local_addr().to_string()
     }
 
-    /// Refuses every node from now on.
+    /// Refuses every node from now on, also those that it knows.
     pub(crate) fn refuse(&self, why: &str) {
-        self.state.lock().refusal = Some(why.to_owned());
+        let mut state = self.state.lock();
+        state.refusal = Some(why.to_owned());
+        state.forgets = true;
+    }
+
+    /// Takes every node in again.
+    pub(crate) fn accept(&self) {
+        self.state.lock().refusal = None;
+    }
+
+    /// How many registrations were refused.
+    pub(crate) fn refused(&self) -> u64 {
+        self.state.lock().refused
     }
 
     pub(crate) fn registrations(&self) -> Vec<pb::RegisterNodeRequest> {
@@ -94,9 +111,11 @@ impl NodeService for Registry {
         request: Request<pb::RegisterNodeRequest>,
     ) -> Result<Response<pb::RegisterNodeResponse>, Status> {
         let mut state = self.0.lock();
-        if let Some(why) = &state.refusal {
-            return Err(RpcError::new(ErrorKind::Conflict, why.clone()).into());
+        if let Some(why) = state.refusal.clone() {
+            state.refused += 1;
+            return Err(RpcError::new(ErrorKind::Conflict, why).into());
         }
+        state.forgets = false;
         state.registrations.push(request.into_inner());
         Ok(Response::new(pb::RegisterNodeResponse {
             cluster_id: state.cluster.to_string(),
@@ -109,7 +128,11 @@ impl NodeService for Registry {
         request: Request<pb::ReportNodeRequest>,
     ) -> Result<Response<pb::ReportNodeResponse>, Status> {
         let report = request.into_inner().report;
-        self.0.lock().reports.extend(report);
-        Ok(Response::new(pb::ReportNodeResponse { known: true }))
+        let mut state = self.0.lock();
+        let known = !state.forgets;
+        if known {
+            state.reports.extend(report);
+        }
+        Ok(Response::new(pb::ReportNodeResponse { known }))
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use ptah_partition::{Batch, BatchBuilder, BatchView, Door, MessageParts};
 use ptah_proto::storage::v1 as pb;
 use ptah_raft::HostOptions;
@@ -199,6 +200,11 @@ impl TestNode {
         self.running = None;
         drop(self.tasks.stop(Duration::from_millis(100)).await);
         self.disk.reboot();
+    }
+
+    /// Whether a task that the node needs has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.tasks.failed().now_or_never().is_some()
     }
 
     /// Why the node's tasks failed, once they did.
