@@ -62,8 +62,8 @@ struct InFlight {
     stamp: BatchStamp,
     /// `None` once it was answered because it took too long.
     reply: Option<Reply>,
-    /// The same append, sent again meanwhile.
-    retries: Vec<Reply>,
+    /// The same append, sent again meanwhile, and when.
+    retries: Vec<(Instant, Reply)>,
     permit: Permit,
     since: Instant,
 }
@@ -131,7 +131,7 @@ impl PartitionLeader {
             }
             Decision::InFlight(appended) => {
                 core.shared.metrics.appends_duplicate.inc();
-                wait_for_original(&mut appends, appended, append.reply);
+                self.wait_for_original(&mut appends, appended, append.reply);
             }
             Decision::Refused(refusal) => {
                 drop(appends);
@@ -169,6 +169,19 @@ impl PartitionLeader {
             permit: append.permit,
             since,
         });
+    }
+
+    /// The same append is in flight: answered when that one is decided, or after as long as any append.
+    fn wait_for_original(&self, appends: &mut Appends, appended: Appended, reply: Reply) {
+        let place = appends.place(appended.base_sequence);
+        match place.and_then(|place| appends.in_flight.get_mut(place)) {
+            Some(entry) if entry.retries.len() < MAX_WAITING_RETRIES => {
+                let now = Instant::now();
+                entry.retries.push((now, reply));
+                self.core.alarm.set(now + self.core.shared.limits.append_deadline);
+            }
+            _ => reply.refuse(AppendRefusal::Busy.into()),
+        }
     }
 
     /// The log has decided about the batch at `base_sequence`.
@@ -216,12 +229,13 @@ impl PartitionLeader {
                 entry
                     .retries
                     .into_iter()
-                    .for_each(|reply| reply.answer(Ok(stored)));
+                    .for_each(|(_, reply)| reply.answer(Ok(stored)));
             }
             Err(error) => {
                 metrics.appends_failed.inc();
                 let refusal = self.core.refusal(error);
-                let waiting = entry.reply.into_iter().chain(entry.retries);
+                let retries = entry.retries.into_iter().map(|(_, reply)| reply);
+                let waiting = entry.reply.into_iter().chain(retries);
                 waiting.for_each(|reply| reply.refuse(refusal.clone()));
             }
         }
@@ -267,12 +281,11 @@ impl PartitionLeader {
             self.propose_barrier(&mut appends);
         }
         for entry in &mut appends.in_flight {
-            if now < entry.since + deadline {
-                core.alarm.set(entry.since + deadline);
-                break;
-            }
-            late.extend(entry.reply.take());
-            late.append(&mut entry.retries);
+            entry.take_late(now, deadline, &mut late);
+        }
+        let waiting = appends.in_flight.iter().filter_map(InFlight::waits_since);
+        if let Some(oldest) = waiting.min() {
+            core.alarm.set(oldest + deadline);
         }
         drop(appends);
         let group = core.replica.group();
@@ -283,12 +296,21 @@ impl PartitionLeader {
     }
 }
 
-/// The same append is in flight: answered when that one is decided.
-fn wait_for_original(appends: &mut Appends, appended: Appended, reply: Reply) {
-    let place = appends.place(appended.base_sequence);
-    match place.and_then(|place| appends.in_flight.get_mut(place)) {
-        Some(entry) if entry.retries.len() < MAX_WAITING_RETRIES => entry.retries.push(reply),
-        _ => reply.refuse(AppendRefusal::Busy.into()),
+impl InFlight {
+    /// Takes those who have waited for `deadline`.
+    fn take_late(&mut self, now: Instant, deadline: Duration, late: &mut Vec<Reply>) {
+        if self.since + deadline <= now {
+            late.extend(self.reply.take());
+        }
+        let is_late = |retry: &mut (Instant, Reply)| retry.0 + deadline <= now;
+        late.extend(self.retries.extract_if(.., is_late).map(|(_, reply)| reply));
+    }
+
+    /// Since when somebody waits for the answer.
+    fn waits_since(&self) -> Option<Instant> {
+        let original = self.reply.as_ref().map(|_| self.since);
+        let retries = self.retries.iter().map(|(since, _)| *since);
+        original.into_iter().chain(retries).min()
     }
 }
 

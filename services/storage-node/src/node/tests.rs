@@ -244,3 +244,20 @@ async fn an_older_look_at_the_leadership_does_not_end_a_reign() {
     assert!(late.join().unwrap(), "the other thread sees who leads now");
     assert!(!reign.core().has_ended());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_retry_that_joins_an_append_that_is_late_already_is_answered_too() {
+    let alone = Alone::start(|config| config.append.deadline_ms = 100).await;
+    alone.place();
+    alone.until_ready().await;
+    let producer = alone.producer(1);
+    alone.syncs_hang.store(true, Ordering::Release);
+    for _ in 0..2 {
+        producer.append(1);
+        let unknown = producer.answer().await.outcome.unwrap_err();
+        assert_eq!(unknown.kind(), ErrorKind::OutcomeUnknown, "{unknown}");
+    }
+    producer.append(1);
+    alone.syncs_hang.store(false, Ordering::Release);
+    assert_eq!(base(producer.answer().await.outcome), 1);
+}
