@@ -291,7 +291,7 @@ impl Install {
         let job = InstallJob {
             install: self,
             after,
-            done,
+            done: Some(done).into(),
         };
         group.shared.large.push_item(LargeItem::Install(Box::new(job)));
         group.shared.wake(Work::Large);

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::GroupLog;
 use super::state::GroupState;
+use crate::Frame;
 use crate::segment::Place;
 use crate::types::Work;
-use crate::wal::{Completion, Effect, Record};
-use crate::{FlushDone, Frame};
+use crate::wal::{Answer, Completion, Effect, Record};
 
 /// One operation of a group.
 pub(crate) struct Op {
@@ -15,7 +15,7 @@ pub(crate) struct Op {
     pub(crate) body: OpBody,
     pub(crate) effect: Effect,
     pub(crate) bytes: u64,
-    pub(crate) done: Option<FlushDone>,
+    pub(crate) done: Answer,
 }
 
 pub(crate) enum OpBody {
@@ -36,7 +36,7 @@ pub(crate) struct LargeJob {
     pub(crate) written: u64,
     pub(crate) effect: Effect,
     pub(crate) bytes: u64,
-    pub(crate) done: Option<FlushDone>,
+    pub(crate) done: Answer,
 }
 
 impl GroupLog {

@@ -12,16 +12,17 @@ use super::GroupLog;
 use super::install::{Install, PIECE};
 use super::meta::{MetaImage, data_dir};
 use super::state::GroupState;
+use crate::Frame;
 use crate::disk::DiskFile;
 use crate::segment::{SegmentName, StreamKind, file_offset};
-use crate::{FlushDone, Frame};
+use crate::wal::Answer;
 
 /// The switch, to be done by the large writer.
 pub(crate) struct InstallJob {
     pub(crate) install: Install,
     /// May start when this record is durable.
     pub(crate) after: u64,
-    pub(crate) done: FlushDone,
+    pub(crate) done: Answer,
 }
 
 impl InstallJob {

@@ -130,7 +130,7 @@ impl GroupLog {
                     body,
                     effect,
                     bytes,
-                    done,
+                    done: done.into(),
                 },
             )
         } else {
@@ -141,7 +141,7 @@ impl GroupLog {
                 number,
                 effect,
                 bytes,
-                done,
+                done: done.into(),
             };
             let group = self.spec.group.get();
             let fill = |unit: &mut crate::wal::Unit| unit.push_frames(group, number, &run);
@@ -181,7 +181,7 @@ impl GroupLog {
                     body,
                     effect,
                     bytes,
-                    done: done.take(),
+                    done: done.take().into(),
                 },
             );
         }
@@ -213,7 +213,7 @@ impl GroupLog {
                 body,
                 effect,
                 bytes: SMALL_RECORD_BYTES,
-                done,
+                done: done.into(),
             },
         )
     }

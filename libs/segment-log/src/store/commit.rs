@@ -1,17 +1,20 @@
 //! The two drivers' work: commit units, and large frames beside them.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 
 use super::shared::{LargeItem, Shared, count};
-use crate::group::SwitchError;
+use crate::group::{GroupLog, SwitchError};
 use crate::types::{CommitOutcome, LargeOutcome, Work};
 use crate::wal::{Unit, UnitKind};
 
 impl Shared {
     /// Writes and syncs one unit of what is queued, then calls its completions.
     pub(crate) fn commit_pending(&self) -> CommitOutcome {
+        let _fail = FailAtPanic(self);
         let mut committer = self.committer.lock();
+        let _latch = LatchAtPanic(self, "commit");
         if let Some(text) = self.failure() {
             drop(committer);
             self.fail_queued(&text);
@@ -45,9 +48,7 @@ impl Shared {
                 .group
                 .completed(completion.number, &completion.effect, written.file);
             queued += completion.bytes;
-            if let Some(done) = completion.done {
-                done(Ok(()));
-            }
+            completion.done.give(Ok(()));
         }
         self.completed_seq.store(written.seq, Ordering::Release);
         self.sub_queued(queued);
@@ -73,7 +74,9 @@ impl Shared {
 
     /// Proves the last unit, when nothing else did.
     pub(crate) fn seal(&self) -> CommitOutcome {
+        let _fail = FailAtPanic(self);
         let mut committer = self.committer.lock();
+        let _latch = LatchAtPanic(self, "seal");
         if let Some(text) = self.failure() {
             return CommitOutcome::Failed(text);
         }
@@ -110,7 +113,9 @@ impl Shared {
 
     /// Writes one piece of a large frame, or does one switch.
     pub(crate) fn write_large_pending(&self) -> LargeOutcome {
+        let _fail = FailAtPanic(self);
         let driver = self.large.driver.lock();
+        let _latch = LatchAtPanic(self, "write of a large frame or a snapshot");
         if let Some(text) = self.failure() {
             self.fail_large(&text);
             return LargeOutcome::Failed(text);
@@ -125,6 +130,7 @@ impl Shared {
                 self.large.put_back(item);
                 continue;
             }
+            let _blocked = FailBlockedAtPanic(&group, self);
             let works = match self.large_step(item) {
                 Ok(works) => works,
                 Err(error) => {
@@ -158,11 +164,11 @@ impl Shared {
                 }
             }
             LargeItem::Install(job) => match job.install.switch() {
-                Ok(()) => (job.done)(Ok(())),
-                Err(SwitchError::OldState(error)) => (job.done)(Err(error)),
+                Ok(()) => job.done.give(Ok(())),
+                Err(SwitchError::OldState(error)) => job.done.give(Err(error)),
                 Err(SwitchError::Unknown(error)) => {
                     let copy = io::Error::new(error.kind(), error.to_string());
-                    (job.done)(Err(copy));
+                    job.done.give(Err(copy));
                     return Err(error);
                 }
             },
@@ -170,33 +176,71 @@ impl Shared {
         Ok(Vec::new())
     }
 
+    fn fail_blocked(&self, group: &GroupLog, text: &str) {
+        let blocked = std::mem::take(&mut group.state().blocked);
+        for op in blocked {
+            self.sub_queued(op.bytes);
+            op.done.fail(text);
+        }
+    }
+
     fn fail_large(&self, text: &str) {
         while let Some(item) = self.large.pop() {
             match item {
                 LargeItem::Frame(job) => {
                     self.sub_queued(job.bytes);
-                    let blocked = std::mem::take(&mut job.group.state().blocked);
-                    fail(job.done, text);
-                    for op in blocked {
-                        self.sub_queued(op.bytes);
-                        fail(op.done, text);
-                    }
+                    job.done.fail(text);
+                    self.fail_blocked(&job.group, text);
                 }
-                LargeItem::Install(job) => fail(Some(job.done), text),
+                LargeItem::Install(job) => job.done.fail(text),
             }
         }
     }
 }
 
-fn fail(done: Option<crate::FlushDone>, text: &str) {
-    if let Some(done) = done {
-        done(Err(io::Error::new(io::ErrorKind::BrokenPipe, text.to_owned())));
+/// Latches the store when the driver panics: in the middle of its work nothing is known of the files.
+pub(super) struct LatchAtPanic<'a>(pub(super) &'a Shared, pub(super) &'static str);
+
+impl Drop for LatchAtPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.latch(self.1, &io::Error::other("the driver panicked"));
+        }
+    }
+}
+
+/// Then answers everything that waits. Outside of the driver's locks.
+pub(super) struct FailAtPanic<'a>(pub(super) &'a Shared);
+
+impl Drop for FailAtPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let text = self.0.failure().unwrap_or_default();
+            let fail = || {
+                self.0.fail_queued(&text);
+                self.0.fail_large(&text);
+            };
+            // A second panic would end the process; what it leaves unanswered is answered when it is dropped.
+            drop(catch_unwind(AssertUnwindSafe(fail)));
+        }
+    }
+}
+
+/// The operations behind a large frame are found through the frame only.
+struct FailBlockedAtPanic<'a>(&'a GroupLog, &'a Shared);
+
+impl Drop for FailBlockedAtPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.1
+                .fail_blocked(self.0, "storage has failed: the large writer panicked");
+        }
     }
 }
 
 fn fail_unit(unit: &mut Unit, text: &str, shared: &Shared) {
     for completion in unit.completions.drain(..) {
         shared.sub_queued(completion.bytes);
-        fail(completion.done, text);
+        completion.done.fail(text);
     }
 }

@@ -1,6 +1,7 @@
 //! The two OS threads of production: the committer and the large writer.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -40,10 +41,15 @@ impl Drop for Drivers {
         self.shared.large.set_stopped(true);
         self.shared.queue.stop();
         for thread in self.threads.drain(..) {
-            // A driver that panicked has nothing more to say here; the store's failure tells it.
+            // Its panics were caught, and the store's failure tells of them.
             let _ = thread.join();
         }
     }
+}
+
+/// After a panic the store has failed. The thread goes on, so that what still comes is answered with the failure.
+fn go_on<T>(work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work)).ok()
 }
 
 fn run_committer(shared: &Shared) {
@@ -52,13 +58,13 @@ fn run_committer(shared: &Shared) {
     loop {
         let ready = shared.queue.wait(unsealed.then_some(quiet));
         if ready {
-            let outcome = shared.commit_pending();
-            unsealed = matches!(outcome, CommitOutcome::Committed { .. });
+            let outcome = go_on(|| shared.commit_pending());
+            unsealed = matches!(outcome, Some(CommitOutcome::Committed { .. }));
         } else if shared.queue.is_stopped() {
             return;
         } else {
             // Quiet for a while: prove the last unit, so that a flipped bit in it is told from a torn write.
-            shared.seal();
+            go_on(|| shared.seal());
             unsealed = false;
         }
     }
@@ -67,7 +73,7 @@ fn run_committer(shared: &Shared) {
 fn run_large(shared: &Shared) {
     loop {
         let seen = shared.large.signals();
-        while shared.write_large_pending() == LargeOutcome::Progress {}
+        while go_on(|| shared.write_large_pending()) == Some(LargeOutcome::Progress) {}
         if !shared.large.wait(seen) {
             return;
         }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use ptah_types::RaftGroupId;
 
 use super::Inner;
+use super::commit::{FailAtPanic, LatchAtPanic};
 use crate::group::{Flushed, GroupLog};
 use crate::types::{RoundLimit, RoundReport};
 
@@ -18,7 +19,9 @@ pub(super) struct RoundState {
 
 impl Inner {
     pub(super) fn checkpoint_round(&self, limit: RoundLimit) -> io::Result<RoundReport> {
+        let _fail = FailAtPanic(&self.shared);
         let mut round = self.round.lock();
+        let _latch = LatchAtPanic(&self.shared, "checkpoint round");
         self.shared.check_failed()?;
         let written_before = self.shared.since_checkpoint.load(Ordering::Relaxed);
         let groups: Vec<Arc<GroupLog>> = {

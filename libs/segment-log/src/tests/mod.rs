@@ -9,4 +9,5 @@ pub(crate) mod harness;
 mod install;
 mod model;
 mod os;
+mod panics;
 mod rounds;

@@ -1,5 +1,6 @@
 //! The write-ahead log: one per store, shared by all groups.
 
+mod answer;
 mod committer;
 mod files;
 mod format;
@@ -7,6 +8,7 @@ mod queue;
 mod record;
 mod scan;
 
+pub(crate) use answer::Answer;
 pub(crate) use committer::Committer;
 pub(crate) use files::{WalFiles, WalPosition};
 pub(crate) use format::{BLOCK, FORMAT, UnitKind};

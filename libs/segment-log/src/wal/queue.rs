@@ -9,12 +9,12 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use ptah_types::LogId;
 
-use crate::FlushDone;
 use crate::Frame;
 use crate::codec::RunningCrc;
 use crate::frame::FRAME_HEADER_LEN;
 use crate::group::GroupLog;
 use crate::types::VoteRecord;
+use crate::wal::answer::Answer;
 use crate::wal::format::{UNIT_HEADER_LEN, UnitHeader, UnitKind};
 use crate::wal::record::{RECORD_HEADER_LEN, Record, RecordHeader, RecordKind};
 
@@ -36,7 +36,7 @@ pub(crate) struct Completion {
     pub(crate) number: u64,
     pub(crate) effect: Effect,
     pub(crate) bytes: u64,
-    pub(crate) done: Option<FlushDone>,
+    pub(crate) done: Answer,
 }
 
 /// A commit unit that is being filled.
