@@ -374,3 +374,35 @@ async fn a_stopped_store_says_so() {
     let refused = open.store.commit(commit).await.unwrap_err();
     assert!(matches!(refused, StoreError::Unavailable { .. }), "{refused}");
 }
+
+#[tokio::test]
+async fn every_commit_is_on_disk_before_it_is_answered_and_readers_cannot_write() {
+    let place = Place::new();
+    let opened = open::open(&options(&place.path(), 10_000), &Ports::system()).await;
+    let opened = opened.unwrap();
+    for (pool, reads_only) in [(&opened.writer, 0), (&opened.readers, 1)] {
+        // Every connection of the pool, also those that are made later.
+        let mut held = Vec::new();
+        for _ in 0..pool.options().get_max_connections() {
+            held.push(pool.acquire().await.unwrap());
+        }
+        for connection in &mut held {
+            let (journal,): (String,) = pragma("PRAGMA journal_mode", connection).await;
+            assert_eq!(journal, "wal");
+            let (synchronous,): (i64,) = pragma("PRAGMA synchronous", connection).await;
+            assert_eq!(synchronous, 2, "FULL");
+            let (query_only,): (i64,) = pragma("PRAGMA query_only", connection).await;
+            assert_eq!(query_only, reads_only);
+            let (busy_timeout_ms,): (i64,) = pragma("PRAGMA busy_timeout", connection).await;
+            assert!(busy_timeout_ms > 0);
+        }
+    }
+}
+
+/// What a connection says to a pragma.
+async fn pragma<T>(sql: &'static str, connection: &mut sqlx::SqliteConnection) -> T
+where
+    T: for<'row> sqlx::FromRow<'row, sqlx::sqlite::SqliteRow> + Send + Unpin,
+{
+    sqlx::query_as(sql).fetch_one(connection).await.unwrap()
+}
