@@ -1,7 +1,7 @@
 //! Deliveries: which consumer of a group holds which message. Only the leader has one per group.
 //!
-//! Every stored message that is not acknowledged is either in a run of `spans` (out, or to go out again), or at or
-//! behind `next_new` (never leased by this leader). What must always hold:
+//! Every stored message that is not acknowledged is either in a run of `spans` (out, or to go out again), or set aside
+//! because it cannot be read, or at or behind `next_new` (never leased by this leader). What must always hold:
 //! - a message is held by one consumer at a time, and goes back when its deadline passes;
 //! - a delivery count from 2 on is replicated before the message goes out;
 //! - an ack counts whoever held the message; an ack is never answered before it is applied;
@@ -65,7 +65,7 @@ pub struct Deliveries {
     max_in_flight: u64,
     spans: Spans,
     consumers: Consumers,
-    /// Lowest place that this leader has not leased. Messages before it that are in no run are acknowledged.
+    /// Lowest place that this leader has not leased. Messages before it that are in no run are acknowledged or set aside.
     next_new: u64,
     /// Oldest place that is kept.
     first: u64,
@@ -73,6 +73,8 @@ pub struct Deliveries {
     end: u64,
     /// Acknowledged before this leader leased them.
     ahead: RangeSet,
+    /// Cannot be read: neither out nor acknowledged, and not handed out any more.
+    set_aside: RangeSet,
     replication: Replication,
 }
 
@@ -96,6 +98,7 @@ impl Deliveries {
                 .iter()
                 .filter_map(|run| run.clip(next_new, u64::MAX))
                 .collect(),
+            set_aside: RangeSet::new(),
             replication: Replication::new(group, next_new - 1),
         };
         deliveries.hold_back(state, now);
@@ -150,6 +153,7 @@ impl Deliveries {
                 self.return_credit(&span, last);
             }
             self.ahead.remove(gone);
+            self.set_aside.remove(gone);
         }
         self.next_new = self.next_new.max(self.first);
         self.replication.recorded_up_to(self.first - 1);
@@ -264,7 +268,7 @@ impl Deliveries {
 
     /// How many new messages may be leased.
     fn new_room(&self) -> u64 {
-        if self.spans.len() + self.ahead.len() >= MAX_RUNS {
+        if self.spans.len() + self.ahead.len() + self.set_aside.len() >= MAX_RUNS {
             return 0;
         }
         let stored = self.end.saturating_sub(self.next_new);
@@ -343,6 +347,12 @@ impl Deliveries {
             .next()
             .is_none_or(|run| run.first().get() > self.next_new);
         Broken::unless(ahead, || "acknowledged messages ahead are not skipped".into())?;
+        let aside = self
+            .set_aside
+            .iter()
+            .next_back()
+            .is_none_or(|run| run.last().get() < self.next_new);
+        Broken::unless(aside, || "messages are set aside that were not leased".into())?;
         Broken::unless(self.next_new <= self.end, || {
             "messages are leased that are not stored".into()
         })

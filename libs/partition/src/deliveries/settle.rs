@@ -31,6 +31,9 @@ impl Deliveries {
                 self.return_credit(&span, last);
                 newly += self.replication.ack(span.first, last);
             }
+            for part in self.take_set_aside(*range) {
+                newly += self.replication.ack(part.first().get(), part.last().get());
+            }
             let Some(ahead) = range.clip(self.next_new, self.end - 1) else {
                 continue;
             };

@@ -131,3 +131,59 @@ fn sequential_acks_of_a_long_lease_need_one_run() {
         assert_eq!(leader.deliveries.spans.len(), 1);
     }
 }
+
+#[test]
+fn what_is_set_aside_goes_to_nobody_holds_nothing_back_and_is_not_acknowledged() {
+    let mut leader = Leader::with_group(10, StartAt::First, 4);
+    leader.deliveries.open(A, 10).unwrap();
+    leader.deliveries.lease(at(0), 10);
+    assert_eq!(leader.deliveries.set_aside(B, range(1, 4)), 0, "not B's");
+    assert_eq!(leader.deliveries.set_aside(A, range(1, 3)), 3);
+    leader.deliveries.check().unwrap();
+    assert_eq!(leader.deliveries.mark_sent(A, range(1, 4), at(0)), [range(4, 4)]);
+    // Neither the bound on messages in flight nor the consumer's credit is used up by them.
+    assert_eq!(leader.send(0, 10), [(5, 7, 1)]);
+    let _ = leader.ack(4, 7);
+    leader.round(0);
+    assert_eq!((leader.floor(), leader.deliveries.messages_set_aside()), (0, 3));
+    assert_eq!(leader.send(0, 10), [(8, 10, 1)]);
+    leader.deliveries.expire(at(DEADLINE_MS));
+    assert_eq!(
+        leader.deliveries.messages_set_aside(),
+        3,
+        "a deadline does not bring them back"
+    );
+    let _ = leader.ack(8, 10);
+    assert!(leader.deliveries.is_drained());
+}
+
+#[test]
+fn whoever_acknowledges_what_is_set_aside_gives_it_up() {
+    let mut leader = Leader::with_messages(3);
+    leader.deliveries.open(A, 10).unwrap();
+    leader.deliveries.lease(at(0), 10);
+    leader.deliveries.set_aside(A, range(1, 2));
+    leader.deliveries.mark_sent(A, range(3, 3), at(0));
+    assert_eq!(leader.ack(2, 3).newly, 2);
+    leader.round(0);
+    assert_eq!((leader.floor(), leader.deliveries.messages_set_aside()), (0, 1));
+    assert_eq!(leader.ack(1, 1).newly, 1);
+    leader.round(0);
+    assert_eq!((leader.floor(), leader.deliveries.messages_set_aside()), (3, 0));
+}
+
+#[test]
+fn the_next_leader_tries_what_was_set_aside() {
+    let mut leader = Leader::with_messages(3);
+    leader.deliveries.open(A, 10).unwrap();
+    leader.deliveries.lease(at(0), 10);
+    leader.deliveries.set_aside(A, range(1, 2));
+    leader.deliveries.mark_sent(A, range(3, 3), at(0));
+    let _ = leader.ack(3, 3);
+    leader.round(0);
+    leader.change_leader(0);
+    leader.deliveries.open(A, 10).unwrap();
+    leader.deliveries.expire(at(DEADLINE_MS));
+    leader.deliveries.lease(at(DEADLINE_MS), 10);
+    assert_eq!(leader.round(DEADLINE_MS), [(1, 2, 2)]);
+}
