@@ -125,9 +125,14 @@ pub(crate) struct Running {
     pub(crate) raft: Raft,
     pub(crate) log: Arc<GroupLog>,
     pub(crate) blocking: Blocking,
-    /// Taken while a snapshot is copied in.
-    pub(crate) installing: Arc<tokio::sync::Mutex<()>>,
+    /// Taken while a snapshot is copied in and installed; the same for every core of the replica.
+    pub(crate) installing: InstallLock,
 }
+
+/// Who holds it may use the staging area of the replica.
+pub(crate) type InstallLock = Arc<tokio::sync::Mutex<()>>;
+/// The right to use the staging area. It travels with the staged data.
+pub(crate) type InstallTurn = tokio::sync::OwnedMutexGuard<()>;
 
 #[derive(Debug)]
 struct Condition {
@@ -165,6 +170,7 @@ pub(crate) struct Cell {
     pub(crate) trouble: Arc<Trouble>,
     pub(crate) holds: Arc<Holds>,
     pub(crate) in_flight: Arc<InFlight>,
+    pub(crate) installing: InstallLock,
     pub(crate) shared: Arc<Shared>,
     pub(crate) stop: CancellationToken,
     /// Told when the replica is asked to initialise the group while it runs.
@@ -190,6 +196,7 @@ impl Cell {
             trouble: Arc::new(Trouble::default()),
             holds: Arc::new(Holds::default()),
             in_flight: Arc::new(InFlight::default()),
+            installing: InstallLock::default(),
             shared,
             stop,
             initialize_asked: Notify::new(),

@@ -1,18 +1,19 @@
 //! Taking in a snapshot: copying the segments that are missing here, then one switch.
 //!
 //! Nothing changes before everything is here and verified. A crash or a broken connection in between leaves the old
-//! state; the leader offers again.
+//! state; the leader offers again. The staging area is one per replica: the right to use it travels with the staged data
+//! through every thread and through openraft, so that an offer whose caller went away keeps others out until it ended.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use ptah_segment_log::{Checkpoint, Install, InstallError, MissingRange};
+use ptah_segment_log::{Checkpoint, InstallError, MissingRange};
 use ptah_types::NodeId;
 
 pub(crate) use crate::cell::Running;
-use crate::snapshot::snapshot_of;
+use crate::snapshot::{Staged, snapshot_of};
 use crate::transport::grpc::calls::SegmentReader;
 use crate::transport::{Route, Transport};
 use crate::types::Vote;
@@ -29,7 +30,7 @@ const ATTEMPTS: usize = 3;
 /// Why a snapshot is not installed; for the sender's log.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReceiveError {
-    #[error("another snapshot is being copied")]
+    #[error("another snapshot is being copied or installed; offer it again")]
     Busy,
     #[error("snapshot ends at a term above the leader's")]
     AheadOfLeader,
@@ -54,7 +55,9 @@ pub(crate) async fn receive(
     vote: Vote,
     checkpoint: Checkpoint,
 ) -> Result<Vote, ReceiveError> {
-    let _turn = running.installing.try_lock().map_err(|_| ReceiveError::Busy)?;
+    let turn = Arc::clone(&running.installing)
+        .try_lock_owned()
+        .map_err(|_| ReceiveError::Busy)?;
     let known = running.raft.server_metrics().borrow_watched().vote;
     if known > vote {
         return Ok(known);
@@ -63,7 +66,11 @@ pub(crate) async fn receive(
         return Err(ReceiveError::AheadOfLeader);
     }
     let (log, offered) = (Arc::clone(&running.log), checkpoint.clone());
-    let begun = running.blocking.run(move || log.begin_install(offered)).await?;
+    let begin = move || {
+        let install = log.begin_install(offered)?;
+        Ok::<_, InstallError>(Staged { install, turn })
+    };
+    let begun = running.blocking.run(begin).await?;
     let copier = Copier {
         transport,
         running,
@@ -75,8 +82,8 @@ pub(crate) async fn receive(
             to: route.from,
         },
     };
-    let install = copier.copy(begun?).await?;
-    let snapshot = snapshot_of(checkpoint, Some(install))?;
+    let staged = copier.copy(begun?).await?;
+    let snapshot = snapshot_of(checkpoint, Some(staged))?;
     let raft = running.raft.clone();
     let call = async move { raft.install_full_snapshot(vote, snapshot).await };
     let response = transport
@@ -96,18 +103,18 @@ struct Copier<'a> {
 
 impl Copier<'_> {
     /// Fetches until nothing is missing.
-    async fn copy(&self, mut install: Install) -> Result<Install, ReceiveError> {
+    async fn copy(&self, mut staged: Staged) -> Result<Staged, ReceiveError> {
         for _ in 0..ATTEMPTS {
-            let missing = install.missing();
+            let missing = staged.install.missing();
             if missing.is_empty() {
-                return Ok(install);
+                return Ok(staged);
             }
             for range in missing {
-                install = self.copy_range(install, range).await?;
+                staged = self.copy_range(staged, range).await?;
             }
         }
-        if install.missing().is_empty() {
-            Ok(install)
+        if staged.install.missing().is_empty() {
+            Ok(staged)
         } else {
             Err(ReceiveError::Damaged)
         }
@@ -121,7 +128,7 @@ impl Copier<'_> {
         }
     }
 
-    async fn copy_range(&self, mut install: Install, range: MissingRange) -> Result<Install, ReceiveError> {
+    async fn copy_range(&self, mut staged: Staged, range: MissingRange) -> Result<Staged, ReceiveError> {
         let opening = SegmentReader::open(self.transport, self.from, self.route, range);
         let mut reader = tokio::time::timeout(PIECE_DEADLINE, opening)
             .await
@@ -147,20 +154,20 @@ impl Copier<'_> {
                     .running
                     .blocking
                     .run(move || {
-                        let written = install.write(segment, at, &bytes);
-                        (install, written)
+                        let written = staged.install.write(segment, at, &bytes);
+                        (staged, written)
                     })
                     .await?;
-                install = back;
+                staged = back;
                 match written {
                     Ok(()) => offset += len,
                     // It is missing again; the next attempt fetches it.
-                    Err(InstallError::Damaged { .. }) => return Ok(install),
+                    Err(InstallError::Damaged { .. }) => return Ok(staged),
                     Err(error) => return Err(error.into()),
                 }
             }
             if ended {
-                return Ok(install);
+                return Ok(staged);
             }
         }
     }

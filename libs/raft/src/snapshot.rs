@@ -12,6 +12,7 @@ use ptah_segment_log::{Checkpoint, CheckpointError, GroupLog, Install};
 
 use crate::applied::AppliedState;
 use crate::blocking::Blocking;
+use crate::cell::InstallTurn;
 use crate::checkpoint_codec::{decode_state, encode_state};
 use crate::types::{Snapshot, SnapshotMeta, TypeConfig, raft_log_id};
 
@@ -23,11 +24,18 @@ const FLUSH_TRIES: u32 = 2_000;
 pub(crate) struct SnapshotData {
     pub(crate) checkpoint: Checkpoint,
     /// The receiver's staging area with every segment in it; `None` on the sending side.
-    pub(crate) staged: Option<Install>,
+    pub(crate) staged: Option<Staged>,
+}
+
+/// A staging area, and the right to use it: it is nobody else's until the switch has happened or everything is dropped,
+/// whatever becomes of the call that began it.
+pub(crate) struct Staged {
+    pub(crate) install: Install,
+    pub(crate) turn: InstallTurn,
 }
 
 /// A checkpoint as openraft wants it.
-pub(crate) fn snapshot_of(checkpoint: Checkpoint, staged: Option<Install>) -> io::Result<Snapshot> {
+pub(crate) fn snapshot_of(checkpoint: Checkpoint, staged: Option<Staged>) -> io::Result<Snapshot> {
     let content = decode_state(&checkpoint.state).map_err(io::Error::other)?;
     if content.last_applied != Some(checkpoint.at) {
         return Err(io::Error::other(

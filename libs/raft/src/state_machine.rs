@@ -10,16 +10,17 @@ use futures_util::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use ptah_partition::{BatchHead, BatchStamp};
-use ptah_segment_log::{FRAME_HEADER_LEN, GroupLog};
+use ptah_segment_log::{Checkpoint, FRAME_HEADER_LEN, GroupLog, InstallError};
 use ptah_types::LogId;
 use tokio::sync::oneshot;
 
 use crate::applied::{AppliedState, Content, Generation, Volume};
 use crate::blocking::Blocking;
+use crate::cell::InstallLock;
 use crate::checkpoint_codec::decode_state;
 use crate::metrics::Metrics;
 use crate::record::{Body, Record};
-use crate::snapshot::{SnapshotBuilder, SnapshotData, stored_snapshot};
+use crate::snapshot::{SnapshotBuilder, SnapshotData, Staged, stored_snapshot};
 use crate::trouble::Trouble;
 use crate::types::{
     Answer, Entry, EntryPayload, RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id,
@@ -37,6 +38,7 @@ pub(crate) struct StateMachine {
     trouble: Arc<Trouble>,
     blocking: Blocking,
     metrics: Arc<Metrics>,
+    installing: InstallLock,
 }
 
 impl StateMachine {
@@ -47,6 +49,7 @@ impl StateMachine {
         trouble: Arc<Trouble>,
         blocking: Blocking,
         metrics: Arc<Metrics>,
+        installing: InstallLock,
     ) -> io::Result<Self> {
         let reader = Arc::clone(&log);
         let checkpoint = blocking.run(move || reader.latest_checkpoint()).await?;
@@ -71,6 +74,7 @@ impl StateMachine {
             trouble,
             blocking,
             metrics,
+            installing,
         })
     }
 
@@ -97,6 +101,17 @@ impl StateMachine {
         let text = format!("entry {at} does not agree with the partition's state: {what}");
         self.trouble.damaged(text.clone());
         io::Error::other(text)
+    }
+
+    /// A staging area for a checkpoint whose segments are all here.
+    async fn stage(&self, checkpoint: Checkpoint) -> io::Result<Staged> {
+        let turn = Arc::clone(&self.installing).lock_owned().await;
+        let log = Arc::clone(&self.log);
+        let begin = move || {
+            let install = log.begin_install(checkpoint)?;
+            Ok::<_, InstallError>(Staged { install, turn })
+        };
+        self.blocking.run(begin).await?.map_err(io::Error::other)
     }
 
     fn builder(&self, force: bool) -> SnapshotBuilder {
@@ -209,16 +224,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if content.last_applied.map(raft_log_id) != meta.last_log_id {
             return Err(io::Error::other("snapshot names another position than its state"));
         }
-        let install = match data.staged {
-            Some(install) => install,
-            None => {
-                let log = Arc::clone(&self.log);
-                let begun = self
-                    .blocking
-                    .run(move || log.begin_install(data.checkpoint))
-                    .await?;
-                begun.map_err(io::Error::other)?
-            }
+        let Staged { install, turn } = match data.staged {
+            Some(staged) => staged,
+            None => self.stage(data.checkpoint).await?,
         };
         let (tell, told) = oneshot::channel();
         let finishing = self
@@ -233,6 +241,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         finishing.map_err(io::Error::other)?;
         told.await
             .unwrap_or_else(|_| Err(io::Error::other("the store was closed")))?;
+        drop(turn);
         self.state
             .replace(self.generation, content)
             .map_err(io::Error::other)?;

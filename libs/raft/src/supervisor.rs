@@ -110,7 +110,7 @@ async fn run_once(cell: &Arc<Cell>, opener: &Opener) -> Result<Ended, OpenFailur
         raft,
         log,
         blocking: cell.shared.blocking,
-        installing: Arc::new(tokio::sync::Mutex::new(())),
+        installing: Arc::clone(&cell.installing),
     };
     let ended = match begin(cell, &running).await {
         Ok(()) => {
@@ -205,6 +205,7 @@ async fn open_raft(cell: &Arc<Cell>, opener: &Opener, log: &Arc<GroupLog>) -> io
         Arc::clone(&cell.trouble),
         shared.blocking,
         Arc::clone(&shared.metrics),
+        Arc::clone(&cell.installing),
     )
     .await?;
     let store = LogStore::new(

@@ -5,12 +5,13 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex};
 
 use bytes::{Bytes, BytesMut};
-use common::{Cluster, committed, group, sequence, until};
+use common::{Cluster, Proxy, committed, group, sequence, until};
 use ptah_partition::{Command, GroupSpec, RangeSet, SequenceRange};
 use ptah_raft::HostOptions;
-use ptah_segment_log::{Frame, FrameKind};
+use ptah_segment_log::{Frame, FrameKind, SimOp};
 use ptah_types::{ConsumerGroupId, StartAt};
 
 /// Purges early, so that a follower that is away for a moment needs a snapshot.
@@ -141,6 +142,101 @@ fn a_follower_that_loses_power_in_the_middle_of_a_snapshot_is_identical_in_the_e
         cluster.start(away);
         assert_identical(&cluster, &[1, 2, 3]);
     }
+}
+
+/// Stops the first call on a node's disk that `is_meant`, until it is let go.
+struct Gate {
+    disk: ptah_segment_log::SimDisk,
+    state: Arc<(Mutex<GateState>, Condvar)>,
+}
+
+#[derive(Default)]
+struct GateState {
+    reached: bool,
+    open: bool,
+    /// Calls that `is_foreign` while the gate was closed.
+    foreign: Vec<String>,
+}
+
+impl Gate {
+    fn close(
+        disk: &ptah_segment_log::SimDisk,
+        is_meant: impl Fn(SimOp, &str) -> bool + Send + Sync + 'static,
+        is_foreign: impl Fn(SimOp, &str) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let state = Arc::new((Mutex::new(GateState::default()), Condvar::new()));
+        let seen = Arc::clone(&state);
+        disk.set_hook(Some(Arc::new(move |op, path| {
+            let path = path.to_string_lossy();
+            let (state, opened) = &*seen;
+            let mut state = state.lock().unwrap();
+            if state.reached && !state.open && is_foreign(op, &path) {
+                state.foreign.push(format!("{op:?} {path}"));
+            }
+            if !state.reached && is_meant(op, &path) {
+                state.reached = true;
+                drop(opened.wait_while(state, |state| !state.open).unwrap());
+            }
+        })));
+        Self {
+            disk: disk.clone(),
+            state,
+        }
+    }
+
+    fn is_reached(&self) -> bool {
+        self.state.0.lock().unwrap().reached
+    }
+
+    fn foreign(&self) -> Vec<String> {
+        self.state.0.lock().unwrap().foreign.clone()
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.state.0.lock().unwrap().open = true;
+        self.state.1.notify_all();
+        self.disk.set_hook(None);
+    }
+}
+
+#[test]
+fn an_offer_that_comes_while_an_abandoned_one_is_being_installed_is_refused_and_touches_nothing() {
+    let mut cluster = Cluster::new(3, eager(), 1);
+    cluster.create(1, &[1, 2, 3]);
+    fill(&cluster, 20);
+    cluster.until_applied(1, sequence(21));
+    let leader = cluster.leader(1).on;
+    let away = if leader == 3 { 2 } else { 3 };
+    cluster.stop(away);
+    fill(&cluster, 400);
+    until_purged(&cluster, 200);
+    cluster.proxies.insert(away, Proxy::new());
+    // Everything is copied; the switch has not begun.
+    let disk = cluster.node(away).disk.clone();
+    let staging = format!("{}/d2", group(1).to_hex());
+    let first_file = format!("{staging}/ckpt-");
+    let gate = Gate::close(
+        &disk,
+        move |op, path| op == SimOp::Open && path.contains(&first_file),
+        move |op, path| op == SimOp::Name && path.ends_with(&staging),
+    );
+    cluster.start(away);
+    until("an install is under way", || gate.is_reached().then_some(()));
+    // The connection breaks and the call ends with it; the leader offers again.
+    cluster.proxies[&away].cut();
+    until("another offer has come", || {
+        let refused = cluster.counter(away, "ptah_snapshots_refused_total") > 0;
+        (refused || !gate.foreign().is_empty()).then_some(())
+    });
+    assert_eq!(gate.foreign(), Vec::<String>::new(), "the staging area is in use");
+    drop(gate);
+    assert_identical(&cluster, &[1, 2, 3]);
+    // What is on disk is whole.
+    cluster.stop(away);
+    cluster.start(away);
+    assert_identical(&cluster, &[1, 2, 3]);
 }
 
 #[test]

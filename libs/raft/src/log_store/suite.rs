@@ -53,9 +53,16 @@ impl StoreBuilder<TypeConfig, LogStore, SuiteMachine, Guard> for Ground {
         let log_store = LogStore::new(Arc::clone(&log), room, Arc::clone(&trouble), blocking);
         let metrics = Arc::new(Metrics::register(&mut Registry::default()));
         let state = Arc::new(AppliedState::new());
-        let machine = StateMachine::open(Arc::clone(&log), state, trouble, blocking, metrics)
-            .await
-            .unwrap();
+        let machine = StateMachine::open(
+            Arc::clone(&log),
+            state,
+            trouble,
+            blocking,
+            metrics,
+            InstallLock::default(),
+        )
+        .await
+        .unwrap();
         let machine = SuiteMachine {
             machine,
             log,
@@ -229,6 +236,7 @@ async fn a_damaged_checkpoint_makes_the_replica_damaged() {
         Arc::clone(&trouble),
         Blocking::new(false),
         Arc::new(Metrics::default()),
+        InstallLock::default(),
     )
     .await;
     assert!(opened.is_err());

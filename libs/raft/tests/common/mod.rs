@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, reason = "every test file uses another part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod proxy;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +25,8 @@ use ptah_types::{
     ClusterId, NodeId, PartitionKey, PartitionNumber, RaftGroupId, ReplicaId, Sequence, StationId, Timestamp,
 };
 use tokio::runtime::Runtime;
+
+pub use proxy::Proxy;
 
 /// How long anything may take before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -97,6 +101,8 @@ pub struct Cluster {
     pub id: ClusterId,
     pub options: HostOptions,
     pub nodes: Vec<TestNode>,
+    /// Nodes that the others reach through something that can be cut.
+    pub proxies: BTreeMap<u64, Proxy>,
     seed: u64,
 }
 
@@ -132,6 +138,7 @@ impl Cluster {
             id: ClusterId::from_random_bytes([9; 16]),
             options,
             nodes,
+            proxies: BTreeMap::new(),
             seed,
         };
         for id in 1..=count {
@@ -184,11 +191,20 @@ impl Cluster {
         let peers: BTreeMap<NodeId, String> = self
             .nodes
             .iter()
-            .filter_map(|n| Some((node(n.id), n.up.as_ref()?.address.clone())))
+            .filter_map(|n| Some((node(n.id), self.way_to(n)?)))
             .collect();
         for up in self.nodes.iter().filter_map(|n| n.up.as_ref()) {
             up.host.set_peers(peers.clone());
         }
+    }
+
+    fn way_to(&self, to: &TestNode) -> Option<String> {
+        let address = to.up.as_ref()?.address.clone();
+        let Some(proxy) = self.proxies.get(&to.id) else {
+            return Some(address);
+        };
+        proxy.set_target(address);
+        Some(proxy.address())
     }
 
     pub fn host(&self, id: u64) -> &RaftHost {
