@@ -76,6 +76,8 @@ pub trait Disk: Send + Sync {
     fn exists(&self, path: &Path) -> io::Result<bool>;
     /// Room on the file system that holds `path`.
     fn space(&self, path: &Path) -> io::Result<DiskSpace>;
+    /// A number that nobody can guess.
+    fn entropy(&self) -> io::Result<u64>;
     /// Locks the file `path`, made when missing. `WouldBlock` when another store holds it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>>;
 }

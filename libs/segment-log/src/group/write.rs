@@ -11,7 +11,7 @@ use super::state::GroupState;
 use crate::store::count;
 use crate::types::{VoteRecord, Work};
 use crate::wal::{Completion, Effect, RECORD_HEADER_LEN, Record, record_room};
-use crate::{AppendRefused, FlushDone, Frame, RefusedReason};
+use crate::{AppendRefused, FlushDone, Frame, FrameKind, RefusedReason};
 
 /// Bytes that a small record counts for in the queue.
 const SMALL_RECORD_BYTES: u64 = 64;
@@ -60,7 +60,20 @@ impl GroupLog {
                 limit_bytes,
             });
         }
-        self.shared.admit(bytes)
+        self.shared.admit(bytes, self.spared_reserve(frames))
+    }
+
+    /// Bytes of the reserve that these frames must leave alone. Messages fill a disk and get nothing of the reserve;
+    /// commands, which also free it, get half; entries that elect leaders, change members or have no effect get all.
+    fn spared_reserve(&self, frames: &[Frame]) -> u64 {
+        let spared = |frame: &Frame| self.shared.spared_reserve(frame.kind, frame.payload.len() as u64);
+        frames.iter().map(spared).max().unwrap_or(0)
+    }
+
+    /// Whether frames of a kind with so many bytes of payload would find room on the disk now. Takes nothing.
+    pub fn has_room(&self, kind: FrameKind, payload_bytes: u64) -> bool {
+        let spared = self.shared.spared_reserve(kind, payload_bytes);
+        self.shared.has_room(payload_bytes, spared)
     }
 
     fn take_frames(

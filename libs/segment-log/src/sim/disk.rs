@@ -160,6 +160,10 @@ impl Disk for SimDisk {
         })
     }
 
+    fn entropy(&self) -> io::Result<u64> {
+        Ok(self.0.lock().rng.next())
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
         if !self.exists(path)? {
             drop(self.create(path)?);

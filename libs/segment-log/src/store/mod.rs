@@ -159,6 +159,8 @@ impl Store {
     /// Room on the disk.
     pub fn space(&self) -> io::Result<Space> {
         let shared = &self.0.shared;
+        // Whoever asks wants appends to know it, too: others may fill the disk.
+        shared.refresh_space();
         let space = shared.disk.space(&shared.dir)?;
         let used = space.total_bytes.saturating_sub(space.available_bytes);
         let percent = used

@@ -15,7 +15,7 @@ use crate::OpenError;
 use crate::disk::{Disk, DiskLock, parent};
 use crate::options::Options;
 use crate::types::Identity;
-use crate::wal::{Committer, WalFiles, WalPosition};
+use crate::wal::{Committer, Epoch, WalFiles, WalPosition};
 
 /// Most bytes that are reserved when nothing is configured.
 const MAX_RESERVE: u64 = 8 << 30;
@@ -119,7 +119,7 @@ fn make_shared(
         WalPosition::load(&*disk, &wal_dir).map_err(OpenError::io("read", wal_dir.join("position")))?;
     let wal = WalFiles::new(disk.clone(), wal_dir, options.wal_file_bytes, position);
     // Replaced when the end of the write-ahead log is known.
-    let committer = Committer::new(identity, options.wal_file_bytes, 0, 1, 0);
+    let committer = Committer::new(identity, options.wal_file_bytes, Epoch::default(), 1, 0);
     let dir = dir.to_owned();
     Ok(Arc::new(Shared::new(SharedParts {
         disk,

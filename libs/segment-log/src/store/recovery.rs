@@ -16,7 +16,7 @@ use super::groups::group_dir;
 use super::known::Known;
 use super::{DamagedGroup, Shared};
 use crate::group::{DAMAGE_MARKER, GroupLog, data_dir};
-use crate::wal::{Committer, Numbers, Record, RecordHeader, RecordKind, ScanEvent, ScanResult, scan};
+use crate::wal::{Committer, Epoch, Numbers, Record, RecordHeader, RecordKind, ScanEvent, ScanResult, scan};
 use crate::{Damage, OpenError, ReadError};
 
 pub(super) struct Recovering {
@@ -226,7 +226,13 @@ impl Recovery {
             let sync = || shared.disk.open(&path)?.sync_data();
             sync().map_err(OpenError::io("sync", &path))?;
         }
-        let epoch = result.epoch + 1;
+        let epoch = Epoch {
+            number: result.epoch + 1,
+            nonce: shared
+                .disk
+                .entropy()
+                .map_err(OpenError::io("ask for a random number for", dir))?,
+        };
         let bytes = shared.options.wal_file_bytes;
         shared.completed_seq.store(result.next_seq - 1, Ordering::Release);
         *shared.committer.lock() =

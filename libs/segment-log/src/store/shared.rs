@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::RefusedReason;
 use crate::disk::Disk;
 use crate::group::{InstallJob, LargeJob};
 use crate::options::Options;
 use crate::segment::FileCache;
 use crate::types::{Identity, Work};
 use crate::wal::{Committer, Queue, WalFiles};
+use crate::{FrameKind, RefusedReason};
 
 /// After so many appended bytes the disk is asked again how much room it has.
 const SPACE_CHECK_BYTES: i64 = 16 << 20;
@@ -243,11 +243,20 @@ impl Shared {
         self.checkpoint_wanted.store(false, Ordering::Relaxed);
     }
 
-    /// Whether an append of `bytes` may be taken.
-    pub(crate) fn admit(&self, bytes: u64) -> Result<(), RefusedReason> {
+    /// Bytes of the reserve that a frame must leave alone.
+    pub(crate) fn spared_reserve(&self, kind: FrameKind, payload_bytes: u64) -> u64 {
+        match kind {
+            FrameKind::Batch => self.reserve_bytes,
+            FrameKind::Command if payload_bytes > 0 => self.reserve_bytes / 2,
+            FrameKind::Command | FrameKind::Blank | FrameKind::Membership => 0,
+        }
+    }
+
+    /// Whether an append of `bytes` that leaves `spared` bytes of the reserve alone may be taken.
+    pub(crate) fn admit(&self, bytes: u64, spared: u64) -> Result<(), RefusedReason> {
         self.check_failed()
             .map_err(|error| RefusedReason::Failed(error.to_string()))?;
-        self.admit_space(bytes)?;
+        self.admit_space(bytes, spared)?;
         let queued = self.queued();
         let unflushed = self.unflushed.load(Ordering::Relaxed);
         let would_exceed = |held: u64, limit: u64| held > 0 && held.saturating_add(bytes) > limit;
@@ -271,10 +280,10 @@ impl Shared {
         })
     }
 
-    fn admit_space(&self, bytes: u64) -> Result<(), RefusedReason> {
+    fn admit_space(&self, bytes: u64, spared: u64) -> Result<(), RefusedReason> {
         let bytes = bytes as i64;
         let left = self.until_space_check.fetch_sub(bytes, Ordering::Relaxed);
-        let reserve = self.reserve_bytes as i64;
+        let reserve = spared as i64;
         let estimate = self.available.fetch_sub(bytes, Ordering::Relaxed) - bytes;
         if left > 0 && estimate >= reserve {
             return Ok(());
@@ -286,8 +295,18 @@ impl Shared {
         }
         Err(RefusedReason::DiskFull {
             available_bytes: available.max(0) as u64,
-            reserve_bytes: self.reserve_bytes,
+            reserve_bytes: spared,
         })
+    }
+
+    /// Whether an append of `bytes` would find room on the disk.
+    pub(crate) fn has_room(&self, bytes: u64, spared: u64) -> bool {
+        let fits = || self.available.load(Ordering::Relaxed) - bytes as i64 >= spared as i64;
+        if fits() && self.until_space_check.load(Ordering::Relaxed) > 0 {
+            return true;
+        }
+        self.refresh_space();
+        fits()
     }
 
     /// Asks the disk how much room it has. What is in memory only will still need room.

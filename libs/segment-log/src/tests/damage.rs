@@ -9,6 +9,7 @@ use ptah_types::{LogId, LogIndex, ReplicaId, Sequence, Term};
 use super::harness::*;
 use crate::testing::{batch, batch_of, command_of, group_id, log_id, spec};
 use crate::types::{GroupCondition, RoundLimit, VoteRecord};
+use crate::wal::{Record, Unit, UnitKind};
 use crate::{Frame, GroupLog, OpenError, ReadError, SimDisk, Store};
 
 const GROUPS: u64 = 3;
@@ -424,4 +425,45 @@ fn a_lost_meta_slot_is_made_up_for_by_the_log_or_reported() {
         "its vote may be older than what was promised"
     );
     assert!(store.group(group_id(2)).is_some());
+}
+
+#[test]
+fn a_unit_inside_a_payload_is_never_taken_for_one() {
+    let disk = SimDisk::new(12);
+    let store = open(&disk);
+    let group = store.create_group(spec(1, 64 << 10)).unwrap();
+    append_now(&store, &group, vec![batch(1, 0, 1, 1, 100)]);
+    // Who knows the format and guesses the numbers: a vote, in the unit behind the next one.
+    let mut forged = Unit::new();
+    let vote = VoteRecord {
+        term: Term(99),
+        voted_for: ReplicaId::new(5).ok(),
+        committed: true,
+    };
+    forged.push_record(1, 2, &Record::Vote(vote));
+    let forged = forged
+        .finish(&crate::wal::Epoch { number: 1, nonce: 0 }, 3, UnitKind::Data)
+        .concat();
+    // Placed so that it starts at a block of the file.
+    let mut payload = vec![7; 4096 - 40 - 24 - crate::FRAME_HEADER_LEN];
+    payload.extend_from_slice(&forged);
+    payload.resize(9_000, 7);
+    let crc = crate::crc32c(&payload);
+    let (at, base) = (log_id(1, 1), Sequence::new(2).unwrap());
+    let torn = Frame::batch(
+        group_id(1),
+        at,
+        ptah_types::Timestamp(9),
+        base,
+        1,
+        payload.into(),
+        crc,
+    );
+    append_now(&store, &group, vec![torn.clone()]);
+    drop((group, store));
+    // The power cut tore the last unit.
+    flip_at(&disk, &wal_of(&disk), &torn.encode_header());
+    let store = open(&disk);
+    let group = store.group(group_id(1)).expect("nothing acknowledged is missing");
+    assert_eq!((group.vote(), group.last_log_id()), (None, Some(log_id(1, 0))));
 }

@@ -9,7 +9,7 @@ use crate::segment::{SegmentName, StreamKind};
 use crate::testing::{batch_of, group_id, identity, log_id, spec};
 use crate::types::{Checkpoint, Manifest, ManifestSegment, VoteRecord};
 use crate::wal::{
-    FileHeader, Numbers, Record, RecordKind, StreamEnd, Unit, UnitHeader, UnitKind, WalPosition,
+    Epoch, FileHeader, Numbers, Record, RecordKind, StreamEnd, Unit, UnitHeader, UnitKind, WalPosition,
     split_records,
 };
 use crate::{Frame, FrameError, FrameHeader, FrameKind, crc32c};
@@ -38,6 +38,13 @@ fn end() -> StreamEnd {
         last: log_id(3, 4),
         last_timestamp: Timestamp(5),
         next_sequence: Sequence::new(6),
+    }
+}
+
+fn epoch() -> Epoch {
+    Epoch {
+        number: 3,
+        nonce: 0x0123_4567_89ab_cdef,
     }
 }
 
@@ -102,7 +109,7 @@ fn the_bytes_of_every_record_are_fixed() {
 fn the_bytes_of_a_commit_unit_are_fixed() {
     let mut unit = Unit::new();
     unit.push_record(0x11, 9, &Record::Committed(log_id(1, 2)));
-    let bytes = unit.finish(3, 4, UnitKind::Data).concat();
+    let bytes = unit.finish(&epoch(), 4, UnitKind::Data).concat();
     assert_eq!(hex(&bytes), UNIT);
     let header = UnitHeader::decode(&bytes).unwrap();
     let records = split_records(&Bytes::copy_from_slice(&bytes[40..]), header.records).unwrap();
@@ -114,12 +121,16 @@ fn the_bytes_of_file_headers_are_fixed() {
     let wal = FileHeader {
         identity: identity(),
         number: 2,
-        epoch: 3,
+        epoch: epoch(),
         first_seq: 4,
         file_bytes: 5,
     };
     assert_eq!(hex(&wal.encode()[..80]), WAL_FILE);
-    assert_eq!(FileHeader::decode(&wal.encode()), Some(wal));
+    for damaged in [0, 20, 2048, 2100] {
+        let mut block = wal.encode();
+        block[damaged] ^= 1;
+        assert_eq!(FileHeader::decode(&block), Some(wal), "each copy alone is enough");
+    }
     let name = SegmentName::new(
         identity(),
         group_id(6),
@@ -131,14 +142,14 @@ fn the_bytes_of_file_headers_are_fixed() {
     assert_eq!(name.path, std::path::Path::new("/d/c-00000000000000000007.seg"));
     let position = WalPosition {
         version: 1,
-        epoch: 2,
+        epoch: epoch(),
         first_file: 3,
         last_file: 4,
         last_seq: 5,
     };
     let block = position.encode();
-    assert_eq!(hex(&block[..56]), POSITION);
-    assert_eq!(block[..56], block[2048..2104]);
+    assert_eq!(hex(&block[..64]), POSITION);
+    assert_eq!(block[..64], block[2048..2112]);
 }
 
 fn checkpoint() -> Checkpoint {
@@ -323,10 +334,10 @@ const RECORDS: [&str; 6] = [
     "0c00000000000000",
 ];
 const NUMBERS: &str = "01000000000000000200000000000000030000000000000004000000000000000500000000000000";
-const UNIT: &str = "505755315ef065fc030000000000000004000000000000002800000001000000010000000000000004000000100000001100000000000000090000000000000001000000000000000200000000000000";
-const WAL_FILE: &str = "5054414857414c31464f6c630100000007070707070707070707070707070707010000000000000002000000000000000300000000000000040000000000000005000000000000000000000000000000";
+const UNIT: &str = "505755319cecfea8030000000000000004000000000000002800000001000000010000000000000004000000100000001100000000000000090000000000000001000000000000000200000000000000";
+const WAL_FILE: &str = "5054414857414c31ef25f48a010000000707070707070707070707070707070701000000000000000200000000000000030000000000000004000000000000000500000000000000efcdab8967452301";
 const SEGMENT: &str = "5054414853454731fb29306901000000070707070707070707070707070707070100000000000000060000000000000002000000000000000700000000000000";
-const POSITION: &str = "5054414857504f531ccfeecb0100000001000000000000000200000000000000030000000000000004000000000000000500000000000000";
+const POSITION: &str = "5054414857504f53d37711c90100000001000000000000000300000000000000030000000000000004000000000000000500000000000000efcdab8967452301";
 const CHECKPOINT: &str = "50544148434b5031b846d7d00100000007070707070707070707070707070707060000000000000002000000000000000a00000000000000050000000000000001000000000000000500000000000000df68db66000000000000000000000000010000000000000002000000000000000300000000000000040000000000000005000000000000000600000000000000070000000000000008000000000000000900000000000000000000000000000000000000000000007374617465";
 const META_CRC: u32 = 3553692425;
 const META_HEAD: &str = "505441484d455441c80c81dd010000006f010000000000000100000000000000";

@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use super::files::{LiveFile, WalFiles};
-use super::format::{BLOCK, FileHeader, UnitKind, padded};
+use super::format::{BLOCK, Epoch, FileHeader, UnitKind, padded};
 use super::queue::Unit;
 use super::record::{Numbers, RecordKind};
 use crate::disk::DiskFile;
@@ -41,7 +41,7 @@ pub(crate) struct Committer {
     file: Option<Arc<dyn DiskFile>>,
     number: u64,
     position: u64,
-    epoch: u64,
+    epoch: Epoch,
     next_seq: u64,
     unsealed: bool,
     notes: Notes,
@@ -60,7 +60,7 @@ impl Committer {
     pub(crate) fn new(
         identity: Identity,
         file_bytes: u64,
-        epoch: u64,
+        epoch: Epoch,
         next_seq: u64,
         last_number: u64,
     ) -> Self {
@@ -82,7 +82,7 @@ impl Committer {
         }
     }
 
-    pub(crate) fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> Epoch {
         self.epoch
     }
 
@@ -108,7 +108,7 @@ impl Committer {
         let Some(file) = &self.file else {
             return Err(io::Error::other("no write-ahead log file is open"));
         };
-        let content = unit.finish(self.epoch, seq, kind);
+        let content = unit.finish(&self.epoch, seq, kind);
         let len: usize = content.iter().map(|slice| slice.len()).sum();
         let mut slices = Vec::with_capacity(content.len() + 2);
         slices.extend(header.as_ref().map(|header| IoSlice::new(header)));

@@ -1,7 +1,8 @@
 //! Files of the write-ahead log: names, spares, recycling, and the position file.
 //!
 //! `wal/<number>.wal` are in use, `wal/spare-<n>` are empty or old and wait for use. `wal/position` says in two
-//! alternating blocks (two copies each) which file is the oldest needed one and how far the log reached at least.
+//! alternating blocks (two copies each) which file is the oldest needed one, how far the log reached at least, and the
+//! nonce of the epoch.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -11,12 +12,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::format::{BLOCK, FORMAT};
+use super::format::{BLOCK, Epoch, FORMAT};
 use crate::codec::{Reader, crc32c, put_u32, put_u64};
 use crate::disk::{Disk, DiskFile, read_file};
 
 const POSITION_MAGIC: u64 = u64::from_le_bytes(*b"PTAHWPOS");
-const POSITION_LEN: usize = 56;
+const POSITION_LEN: usize = 64;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A file that may hold records that are needed.
@@ -30,7 +31,7 @@ pub(crate) struct LiveFile {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct WalPosition {
     pub(crate) version: u64,
-    pub(crate) epoch: u64,
+    pub(crate) epoch: Epoch,
     pub(crate) first_file: u64,
     pub(crate) last_file: u64,
     /// This unit was synced; later ones may have been.
@@ -45,10 +46,11 @@ impl WalPosition {
             put_u64(out, 0, POSITION_MAGIC);
             put_u32(out, 12, FORMAT);
             put_u64(out, 16, self.version);
-            put_u64(out, 24, self.epoch);
+            put_u64(out, 24, self.epoch.number);
             put_u64(out, 32, self.first_file);
             put_u64(out, 40, self.last_file);
             put_u64(out, 48, self.last_seq);
+            put_u64(out, 56, self.epoch.nonce);
             let crc = crc32c(&out[12..]);
             put_u32(out, 8, crc);
         }
@@ -64,12 +66,15 @@ impl WalPosition {
         if magic != POSITION_MAGIC || crc != crc32c(&bytes[12..]) || format != FORMAT {
             return None;
         }
+        let (version, epoch) = (reader.u64().ok()?, reader.u64().ok()?);
+        let (first_file, last_file) = (reader.u64().ok()?, reader.u64().ok()?);
+        let (last_seq, nonce) = (reader.u64().ok()?, reader.u64().ok()?);
         Some(Self {
-            version: reader.u64().ok()?,
-            epoch: reader.u64().ok()?,
-            first_file: reader.u64().ok()?,
-            last_file: reader.u64().ok()?,
-            last_seq: reader.u64().ok()?,
+            version,
+            epoch: Epoch { number: epoch, nonce },
+            first_file,
+            last_file,
+            last_seq,
         })
     }
 
@@ -241,7 +246,7 @@ impl WalFiles {
     }
 
     /// Writes the position file; when this returns it is durable.
-    pub(crate) fn save_position(&self, epoch: u64, last_seq: u64) -> io::Result<()> {
+    pub(crate) fn save_position(&self, epoch: Epoch, last_seq: u64) -> io::Result<()> {
         let mut inner = self.inner.lock();
         let first_file = inner.live.front().map_or(0, |file| file.number);
         self.write_position(&mut inner, epoch, first_file, last_seq)
@@ -250,7 +255,7 @@ impl WalFiles {
     fn write_position(
         &self,
         inner: &mut Inner,
-        epoch: u64,
+        epoch: Epoch,
         first_file: u64,
         last_seq: u64,
     ) -> io::Result<()> {
@@ -279,7 +284,13 @@ impl WalFiles {
     }
 
     /// Turns files below `needed` into spares, or removes them when there are enough. Answers how many.
-    pub(crate) fn recycle(&self, needed: u64, spares: usize, epoch: u64, last_seq: u64) -> io::Result<usize> {
+    pub(crate) fn recycle(
+        &self,
+        needed: u64,
+        spares: usize,
+        epoch: Epoch,
+        last_seq: u64,
+    ) -> io::Result<usize> {
         let mut inner = self.inner.lock();
         let old = |file: &LiveFile| file.number < needed;
         // The newest file is where the next unit goes.

@@ -13,12 +13,14 @@
 //! | 48 | 8 | epoch: one per opening of the store |
 //! | 56 | 8 | sequence of the first unit |
 //! | 64 | 8 | size of the file |
-//! | 72 | 8 | 0 |
+//! | 72 | 8 | nonce of the epoch, random |
+//!
+//! The block holds the header twice; the second copy starts in its middle.
 //!
 //! | unit header | bytes | field |
 //! |---|---|---|
 //! | 0 | 4 | magic `PWU1` |
-//! | 4 | 4 | CRC-32C of bytes 8..40 and the records |
+//! | 4 | 4 | CRC-32C of the epoch's nonce (8 bytes), bytes 8..40 and the records |
 //! | 8 | 8 | epoch |
 //! | 16 | 8 | sequence; the next unit has the next one |
 //! | 24 | 4 | bytes of records |
@@ -34,11 +36,12 @@
 //! | 8 | 8 | Raft group |
 //! | 16 | 8 | number of the record within its group, without gaps |
 //!
-//! A unit is written only after the one before was synced. So a valid unit proves every earlier one.
+//! A unit is written only after the one before was synced. So a valid unit proves every earlier one. The nonce keeps bytes
+//! that a client chose, and that a torn write laid bare, from passing for a unit.
 
 use ptah_types::{ClusterId, NodeId};
 
-use crate::codec::{Reader, crc32c, put_u32, put_u64};
+use crate::codec::{Reader, RunningCrc, crc32c, put_u32, put_u64};
 use crate::types::Identity;
 
 /// Bytes that are written at once and never again while they hold something acknowledged.
@@ -55,11 +58,28 @@ pub(crate) fn padded(records: usize) -> u64 {
     (UNIT_HEADER_LEN + records).next_multiple_of(BLOCK) as u64
 }
 
+/// One opening of the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Epoch {
+    pub(crate) number: u64,
+    /// Random: nobody who does not read the disk can make a unit of this epoch.
+    pub(crate) nonce: u64,
+}
+
+impl Epoch {
+    /// A unit's checksum begins with this.
+    pub(crate) fn start_crc(&self) -> RunningCrc {
+        let mut crc = RunningCrc::default();
+        crc.extend(&self.nonce.to_le_bytes());
+        crc
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct FileHeader {
     pub(crate) identity: Identity,
     pub(crate) number: u64,
-    pub(crate) epoch: u64,
+    pub(crate) epoch: Epoch,
     pub(crate) first_seq: u64,
     pub(crate) file_bytes: u64,
 }
@@ -72,16 +92,22 @@ impl FileHeader {
         out[16..32].copy_from_slice(self.identity.cluster.as_bytes());
         put_u64(&mut out, 32, self.identity.node.get());
         put_u64(&mut out, 40, self.number);
-        put_u64(&mut out, 48, self.epoch);
+        put_u64(&mut out, 48, self.epoch.number);
         put_u64(&mut out, 56, self.first_seq);
         put_u64(&mut out, 64, self.file_bytes);
+        put_u64(&mut out, 72, self.epoch.nonce);
         let crc = crc32c(&out[12..FILE_HEADER_LEN]);
         put_u32(&mut out, 8, crc);
+        out.copy_within(..FILE_HEADER_LEN, BLOCK / 2);
         out
     }
 
-    /// `None` when the bytes are not a valid header of this format.
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+    /// `None` when the block has no valid header of this format.
+    pub(crate) fn decode(block: &[u8]) -> Option<Self> {
+        Self::decode_copy(block).or_else(|| Self::decode_copy(block.get(BLOCK / 2..)?))
+    }
+
+    fn decode_copy(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.get(..FILE_HEADER_LEN)?;
         let mut reader = Reader::new(bytes);
         let magic = reader.u64().ok()?;
@@ -91,15 +117,19 @@ impl FileHeader {
             return None;
         }
         let cluster = reader.take(16).ok()?.try_into().ok()?;
+        let identity = Identity {
+            cluster: ClusterId::from_bytes(cluster).ok()?,
+            node: NodeId::new(reader.u64().ok()?).ok()?,
+        };
+        let (number, epoch) = (reader.u64().ok()?, reader.u64().ok()?);
+        let (first_seq, file_bytes) = (reader.u64().ok()?, reader.u64().ok()?);
+        let nonce = reader.u64().ok()?;
         Some(Self {
-            identity: Identity {
-                cluster: ClusterId::from_bytes(cluster).ok()?,
-                node: NodeId::new(reader.u64().ok()?).ok()?,
-            },
-            number: reader.u64().ok()?,
-            epoch: reader.u64().ok()?,
-            first_seq: reader.u64().ok()?,
-            file_bytes: reader.u64().ok()?,
+            identity,
+            number,
+            epoch: Epoch { number: epoch, nonce },
+            first_seq,
+            file_bytes,
         })
     }
 }

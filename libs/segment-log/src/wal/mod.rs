@@ -11,7 +11,7 @@ mod scan;
 pub(crate) use answer::Answer;
 pub(crate) use committer::Committer;
 pub(crate) use files::{WalFiles, WalPosition};
-pub(crate) use format::{BLOCK, FORMAT, UnitKind};
+pub(crate) use format::{BLOCK, Epoch, FORMAT, UnitKind};
 pub(crate) use queue::{Completion, Effect, Queue, Unit, record_room};
 pub(crate) use record::{Numbers, RECORD_HEADER_LEN, Record, RecordHeader, RecordKind, StreamEnd};
 pub(crate) use scan::{ScanEvent, ScanResult, scan};

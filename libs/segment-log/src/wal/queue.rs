@@ -10,12 +10,11 @@ use parking_lot::{Condvar, Mutex};
 use ptah_types::LogId;
 
 use crate::Frame;
-use crate::codec::RunningCrc;
 use crate::frame::FRAME_HEADER_LEN;
 use crate::group::GroupLog;
 use crate::types::VoteRecord;
 use crate::wal::answer::Answer;
-use crate::wal::format::{UNIT_HEADER_LEN, UnitHeader, UnitKind};
+use crate::wal::format::{Epoch, UNIT_HEADER_LEN, UnitHeader, UnitKind};
 use crate::wal::record::{RECORD_HEADER_LEN, Record, RecordHeader, RecordKind};
 
 /// A payload up to this size is copied into the unit, a bigger one is written from where it is.
@@ -114,17 +113,17 @@ impl Unit {
     }
 
     /// Completes the header and gives the unit's bytes in order.
-    pub(crate) fn finish(&mut self, epoch: u64, seq: u64, kind: UnitKind) -> Vec<&[u8]> {
+    pub(crate) fn finish(&mut self, epoch: &Epoch, seq: u64, kind: UnitKind) -> Vec<&[u8]> {
         let mut header = UnitHeader {
             crc: 0,
-            epoch,
+            epoch: epoch.number,
             seq,
             len: self.len as u32,
             records: self.records,
             kind,
         };
         header.encode_into(&mut self.bytes);
-        let mut crc = RunningCrc::default();
+        let mut crc = epoch.start_crc();
         crc.extend(&self.bytes[8..UNIT_HEADER_LEN]);
         let mut from = UNIT_HEADER_LEN;
         for (at, payload) in &self.inserts {

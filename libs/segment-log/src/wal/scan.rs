@@ -4,14 +4,14 @@
 //! synced); a bad unit at the very end is a write that the power cut interrupted, and is cut. Files name the sequence
 //! of their first unit, so that a damaged end of a file, or a missing file, is noticed too.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
 use super::files::{LiveFile, WalPosition, file_path, parse_file_name};
-use super::format::{BLOCK, FileHeader, UNIT_HEADER_LEN, UnitHeader, UnitKind, padded};
+use super::format::{BLOCK, Epoch, FileHeader, UNIT_HEADER_LEN, UnitHeader, UnitKind, padded};
 use super::record::{RecordHeader, split_records};
-use crate::codec::RunningCrc;
 use crate::disk::{Disk, DiskFile, read_up_to};
 use crate::types::Identity;
 use crate::{Damage, OpenError};
@@ -46,6 +46,8 @@ struct Scan<'a> {
     dir: &'a Path,
     identity: Identity,
     on: &'a mut Handler<'a>,
+    /// Nonces of the epochs, as far as a file header or the position file tells them.
+    nonces: BTreeMap<u64, u64>,
     expected: Option<u64>,
     result: ScanResult,
 }
@@ -73,9 +75,18 @@ pub(crate) fn scan<'a>(
         dir,
         identity,
         on,
+        nonces: known
+            .iter()
+            .map(|known| (known.epoch.number, known.epoch.nonce))
+            .collect(),
         expected: None,
         result: ScanResult::default(),
     };
+    for number in &numbers {
+        if let Some(header) = scan.header(*number)? {
+            scan.nonces.insert(header.epoch.number, header.epoch.nonce);
+        }
+    }
     let mut first = known.map(|known| known.first_file).filter(|first| *first > 0);
     for number in numbers {
         // Everything older was recycled; the power cut may have undone the renaming of some.
@@ -89,18 +100,24 @@ pub(crate) fn scan<'a>(
 }
 
 impl Scan<'_> {
-    fn file(&mut self, number: u64, first: &mut Option<u64>) -> Result<(), OpenError> {
+    /// The header of a file, if it is valid.
+    fn header(&self, number: u64) -> Result<Option<FileHeader>, OpenError> {
         let path = file_path(self.dir, number);
-        self.result.last_number = self.result.last_number.max(number);
         let file = self.disk.open_read(&path).map_err(OpenError::io("open", &path))?;
-        let bytes = read_up_to(&*file, 0, BLOCK).map_err(OpenError::io("read", &path))?;
-        let header = FileHeader::decode(&bytes);
-        if let Some(header) = &header
-            && header.identity != self.identity
-        {
+        let block = read_up_to(&*file, 0, BLOCK).map_err(OpenError::io("read", &path))?;
+        let header = FileHeader::decode(&block);
+        if header.is_some_and(|header| header.identity != self.identity) {
             let what = "it belongs to another cluster or node".to_owned();
             return Err(OpenError::StoreDamaged { path, what });
         }
+        Ok(header)
+    }
+
+    fn file(&mut self, number: u64, first: &mut Option<u64>) -> Result<(), OpenError> {
+        let path = file_path(self.dir, number);
+        self.result.last_number = self.result.last_number.max(number);
+        let header = self.header(number)?;
+        let file = self.disk.open_read(&path).map_err(OpenError::io("open", &path))?;
         // A recycled file that was renamed, but not written yet, says its old number.
         let header = match header {
             Some(header) if header.number != number => {
@@ -132,7 +149,7 @@ impl Scan<'_> {
         first: &mut Option<u64>,
     ) -> Result<Option<(u64, u64)>, OpenError> {
         let (epoch, seq) = match header {
-            Some(header) => (header.epoch, header.first_seq),
+            Some(header) => (header.epoch.number, header.first_seq),
             None => match self.first_unit(file, path)? {
                 Some(found) => found,
                 None => return Ok(None),
@@ -178,7 +195,9 @@ impl Scan<'_> {
         let mut position = BLOCK as u64;
         let mut seq = first;
         loop {
-            let unit = read_unit(file, position).map_err(OpenError::io("read", path))?;
+            let unit = self
+                .read_unit(file, position)
+                .map_err(OpenError::io("read", path))?;
             let unit = match unit.filter(|unit| unit.header.epoch == epoch && unit.header.seq == seq) {
                 Some(unit) => unit,
                 None => {
@@ -231,7 +250,9 @@ impl Scan<'_> {
                     continue;
                 };
                 let position = at + (number * BLOCK) as u64;
-                let unit = read_unit(file, position).map_err(OpenError::io("read", path))?;
+                let unit = self
+                    .read_unit(file, position)
+                    .map_err(OpenError::io("read", path))?;
                 if let Some(unit) = unit.filter(|unit| unit.header == header) {
                     return Ok(Some((position, unit)));
                 }
@@ -260,35 +281,40 @@ impl Scan<'_> {
             (self.on)(gap)?;
         }
         self.result.next_seq = next.max(known.last_seq + 1);
-        self.result.epoch = self.result.epoch.max(known.epoch);
+        self.result.epoch = self.result.epoch.max(known.epoch.number);
         self.result.last_number = self.result.last_number.max(known.last_file);
         Ok(self.result)
     }
-}
 
-/// The unit at `position`; `None` when there is no valid one.
-fn read_unit(file: &dyn DiskFile, position: u64) -> std::io::Result<Option<FoundUnit>> {
-    let first = read_up_to(file, position, BLOCK)?;
-    let Some(header) = UnitHeader::decode(&first) else {
-        return Ok(None);
-    };
-    let len = UNIT_HEADER_LEN + header.len as usize;
-    if position + len as u64 > file.len()? {
-        return Ok(None);
+    /// The unit at `position`; `None` when there is no valid one.
+    fn read_unit(&self, file: &dyn DiskFile, position: u64) -> std::io::Result<Option<FoundUnit>> {
+        let first = read_up_to(file, position, BLOCK)?;
+        let Some(header) = UnitHeader::decode(&first) else {
+            return Ok(None);
+        };
+        // Without its epoch's nonce nothing can be told from what a client made up.
+        let Some(nonce) = self.nonces.get(&header.epoch).copied() else {
+            return Ok(None);
+        };
+        let len = UNIT_HEADER_LEN + header.len as usize;
+        if position + len as u64 > file.len()? {
+            return Ok(None);
+        }
+        let bytes = if len <= first.len() {
+            first
+        } else {
+            read_up_to(file, position, len)?
+        };
+        let Some(bytes) = bytes.get(..len).map(<[u8]>::to_vec) else {
+            return Ok(None);
+        };
+        let number = header.epoch;
+        let mut crc = Epoch { number, nonce }.start_crc();
+        crc.extend(&bytes[8..]);
+        if crc.value() != header.crc {
+            return Ok(None);
+        }
+        let records = Bytes::from(bytes).slice(UNIT_HEADER_LEN..);
+        Ok(split_records(&records, header.records).map(|records| FoundUnit { header, records }))
     }
-    let bytes = if len <= first.len() {
-        first
-    } else {
-        read_up_to(file, position, len)?
-    };
-    let Some(bytes) = bytes.get(..len).map(<[u8]>::to_vec) else {
-        return Ok(None);
-    };
-    let mut crc = RunningCrc::default();
-    crc.extend(&bytes[8..]);
-    if crc.value() != header.crc {
-        return Ok(None);
-    }
-    let records = Bytes::from(bytes).slice(UNIT_HEADER_LEN..);
-    Ok(split_records(&records, header.records).map(|records| FoundUnit { header, records }))
 }
