@@ -19,8 +19,18 @@ pub use error::ConfigError;
 pub use secret::Secret;
 pub use sections::{ClusterConfig, List, LogConfig, LogFormat, MonitorConfig};
 
-/// Variables under our prefix that are not settings: they say where the settings file is.
-const NOT_SETTINGS: [&str; 1] = ["CONFIG"];
+/// Variables under our prefix that are not settings of a service: where the settings file is, and what the command line
+/// reads. People export the latter in the shell from which they start services.
+const NOT_SETTINGS: [&str; 8] = [
+    "CONFIG",
+    "SERVER",
+    "USER",
+    "PASSWORD",
+    "BIND",
+    "LOG",
+    "ROOT_PASSWORD",
+    "UP_DATA_DIR",
+];
 
 /// Settings of one service, as the process shell needs them.
 pub trait Settings: DeserializeOwned + Send + 'static {

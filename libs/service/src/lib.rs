@@ -8,6 +8,7 @@
 
 mod blocking;
 pub mod config;
+mod error_text;
 mod health;
 mod metrics;
 mod monitor;
@@ -19,12 +20,13 @@ pub mod telemetry;
 
 pub use blocking::Blocking;
 pub use config::{ClusterConfig, ConfigError, List, LogConfig, LogFormat, MonitorConfig, Secret, Settings};
+pub use error_text::error_text;
 pub use health::{Component, Health, NotReady};
 pub use metrics::Metrics;
 pub use monitor::{BindError, Monitor};
 pub use ports::{Clock, ManualClock, Ports, Random, SeededRandom, SystemClock, SystemRandom};
 pub use ports_file::write_ports_file;
-pub use shell::{Ended, Running, Shell, run, serve};
+pub use shell::{Ended, MAX_BLOCKING_THREADS, Running, Shell, run, serve};
 pub use tasks::{Stopping, TaskFailure, TaskHandle, Tasks, Unfinished};
 
 /// A future on the heap, as ports that are used through `dyn` return it.

@@ -16,10 +16,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, ConfigError, Settings};
-use crate::{BoxFuture, Health, Metrics, Monitor, Ports, Tasks, telemetry, write_ports_file};
+use crate::{BoxFuture, Health, Metrics, Monitor, Ports, Tasks, error_text, telemetry, write_ports_file};
 
 /// Prefix of environment variables that are settings.
 const ENV_PREFIX: &str = "PTAH";
+/// Threads for work that blocks: enough to keep a disk busy, and few enough that a thousand groups opened at once do not
+/// leave a thousand threads' memory behind. All such work is short and none waits for another.
+pub const MAX_BLOCKING_THREADS: usize = 64;
 /// What a service gets to finish accepted work. Orchestrators kill after 30 s; leave room for the tasks.
 const SERVICE_STOP: Duration = Duration::from_secs(20);
 /// What tasks get on top to end.
@@ -80,7 +83,11 @@ where
             return ExitCode::from(BAD_SETTINGS);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "start the runtime");
@@ -212,7 +219,7 @@ where
     let running = match started {
         Ok(running) => running,
         Err(error) => {
-            tracing::error!(error = %format!("{error:#}"), "start failed");
+            tracing::error!(error = %error_text(&error), "start failed");
             return finish(&shell, &monitor_tasks, Ended::Failed).await;
         }
     };

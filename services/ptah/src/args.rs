@@ -9,6 +9,10 @@ use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 use crate::failure::Failure;
 use crate::units::{parse_duration, parse_size_bytes};
 
+/// Bounds of a group's ack deadline, as the broker has them.
+const MIN_ACK_DEADLINE: Duration = Duration::from_millis(100);
+const MAX_ACK_DEADLINE: Duration = Duration::from_secs(7 * 24 * 3_600);
+
 /// Exit codes, shown below the help of the command.
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -23,6 +27,9 @@ Exit codes:
   8  it may or may not have happened
   9  `ptah up` cannot start here: a port, a directory or what lies in it
 130  ended at once by a second signal";
+
+/// Heading of the options that say where the server is and who calls.
+const CONNECTION: &str = "Connection";
 
 /// Ptah: stations, partitioned and replicated logs with consumer groups.
 #[derive(Debug, Parser)]
@@ -43,6 +50,7 @@ pub struct Global {
     #[arg(
         long,
         global = true,
+        help_heading = CONNECTION,
         env = "PTAH_SERVER",
         default_value = "127.0.0.1:5555",
         value_name = "HOST:PORT"
@@ -52,6 +60,7 @@ pub struct Global {
     #[arg(
         long,
         global = true,
+        help_heading = CONNECTION,
         env = "PTAH_USER",
         default_value = "root",
         value_name = "NAME"
@@ -62,16 +71,17 @@ pub struct Global {
     #[arg(
         long,
         global = true,
+        help_heading = CONNECTION,
         env = "PTAH_PASSWORD",
         hide_env_values = true,
         value_name = "PASSWORD"
     )]
     pub password: Option<String>,
     /// File with the password; its last line end does not count.
-    #[arg(long, global = true, value_name = "FILE", conflicts_with = "password")]
+    #[arg(long, global = true, help_heading = CONNECTION, value_name = "FILE", conflicts_with = "password")]
     pub password_file: Option<PathBuf>,
     /// Longest wait for an answer.
-    #[arg(long, global = true, value_name = "TIME", default_value = "45s", value_parser = parse_duration)]
+    #[arg(long, global = true, help_heading = CONNECTION, value_name = "TIME", default_value = "45s", value_parser = parse_timeout)]
     pub timeout: Duration,
     /// Print results as JSON, one object per line.
     #[arg(long, global = true)]
@@ -125,7 +135,8 @@ pub enum StationCommand {
 /// `ptah station create`.
 #[derive(Debug, Args)]
 pub struct StationCreateArgs {
-    /// Name: 1 to 128 letters, digits, `_`, `-` and `.`; upper and lower case are not told apart.
+    /// Name: 1 to 128 letters, digits, `_`, `-` and `.`, with a letter, digit or `_` at both ends; upper and lower case
+    /// are not told apart.
     pub name: String,
     /// Number of partitions.
     #[arg(long, default_value_t = 1, value_name = "N")]
@@ -159,7 +170,8 @@ pub struct ProduceArgs {
     /// Lines are JSON objects; this member is the key. A string counts as its text, anything else as its JSON.
     #[arg(long, value_name = "NAME")]
     pub key_field: Option<String>,
-    /// Partition, counted from 1. Without it the broker chooses by key, or in turn without one.
+    /// Partition, counted from 1. Without it the broker chooses by key; messages without a key go to the partitions in
+    /// turn, many at a time.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub partition: Option<u32>,
     /// Name of the producer, stored with each message.
@@ -219,12 +231,21 @@ pub enum ClusterCommand {
     Status,
 }
 
+/// The broker's own bounds of an ack deadline.
 fn parse_ack_deadline(text: &str) -> Result<Duration, String> {
     let deadline = parse_duration(text)?;
-    if deadline.is_zero() || deadline.as_millis() > u128::from(u32::MAX) {
-        return Err("must be longer than nothing and shorter than 49 days".to_owned());
+    if deadline < MIN_ACK_DEADLINE || deadline > MAX_ACK_DEADLINE {
+        return Err("must be 100ms to 7 days".to_owned());
     }
     Ok(deadline)
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = parse_duration(text)?;
+    if timeout.is_zero() {
+        return Err("must be longer than nothing".to_owned());
+    }
+    Ok(timeout)
 }
 
 /// Refuses client options that were typed for a command that is no client. Environment variables are left alone:

@@ -51,14 +51,16 @@ impl Exit {
         match kind {
             ErrorKind::InvalidArgument | ErrorKind::TooLarge => Self::Usage,
             ErrorKind::NotFound => Self::NotFound,
-            ErrorKind::AlreadyExists | ErrorKind::Conflict => Self::Exists,
+            ErrorKind::AlreadyExists => Self::Exists,
             ErrorKind::Unauthenticated | ErrorKind::PermissionDenied => Self::Denied,
             ErrorKind::NotLeader
             | ErrorKind::Exhausted
             | ErrorKind::Unavailable
             | ErrorKind::DeadlineExceeded => Self::Unavailable,
             ErrorKind::OutcomeUnknown => Self::OutcomeUnknown,
-            ErrorKind::Incompatible | ErrorKind::DataDamaged | ErrorKind::Internal => Self::Failed,
+            ErrorKind::Conflict | ErrorKind::Incompatible | ErrorKind::DataDamaged | ErrorKind::Internal => {
+                Self::Failed
+            }
         }
     }
 }
@@ -91,11 +93,11 @@ impl Failure {
         Self::of_kind(ErrorKind::Internal, message)
     }
 
-    /// Some messages did not make it.
-    pub fn partial(message: impl Into<String>) -> Self {
+    /// Some messages did not make it, for reasons of which `kind` is the worst.
+    pub fn partial(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             exit: Exit::Partial,
-            ..Self::failed(message)
+            ..Self::of_kind(kind, message)
         }
     }
 

@@ -25,9 +25,18 @@ use crate::output::Output;
 
 /// Reads the arguments, runs the command, reports its failure on stderr and answers with the exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let matches = Cli::command().get_matches_from(arguments);
-    let cli = match Cli::from_arg_matches(&matches) {
-        Ok(cli) => cli,
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let parsed = Cli::command()
+        .try_get_matches_from(&arguments)
+        .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
+        // A script that asked for JSON gets its errors as JSON; help and version are no errors.
+        Err(error) if error.use_stderr() && arguments.iter().any(|argument| argument == "--json") => {
+            let failure = wrong_arguments(&error);
+            Output::new(true).report(&failure);
+            return ExitCode::from(failure.exit().code());
+        }
         Err(error) => error.exit(),
     };
     let output = Output::new(cli.global.json);
@@ -41,10 +50,21 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// What is wrong with the arguments, without the usage lines that are for people.
+fn wrong_arguments(error: &clap::Error) -> Failure {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<_> = first.split_whitespace().collect();
+    let message = words.join(" ");
+    Failure::usage(message.strip_prefix("error: ").unwrap_or(&message))
+}
+
 fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
     let is_server = matches!(cli.command, Command::Up(_));
     let mut builder = if is_server {
-        tokio::runtime::Builder::new_multi_thread()
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.max_blocking_threads(ptah_service::MAX_BLOCKING_THREADS);
+        builder
     } else {
         // One thread: a client's work is small, and a hand-over between threads costs more than it saves.
         tokio::runtime::Builder::new_current_thread()

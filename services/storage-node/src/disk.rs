@@ -79,7 +79,7 @@ impl DiskGuard {
 
 impl DiskConfig {
     /// Bytes that must be free on a disk of `total_bytes` for new messages to be taken.
-    pub(crate) fn needed_bytes(&self, total_bytes: u64) -> u64 {
+    pub fn needed_bytes(&self, total_bytes: u64) -> u64 {
         let by_share = total_bytes / 100 * (100 - u64::from(self.full_percent.min(100)));
         by_share.min(self.enough_bytes).max(self.reserve_bytes)
     }

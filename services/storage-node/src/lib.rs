@@ -23,4 +23,4 @@ mod status;
 mod steady;
 
 pub use app::{Deps, Running, start};
-pub use config::Config;
+pub use config::{Config, DiskConfig};

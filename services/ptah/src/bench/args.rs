@@ -69,9 +69,9 @@ pub struct BenchProduceArgs {
     /// Metrics pages of the storage nodes; the fsyncs of all are counted.
     #[arg(long, value_name = "URL", num_args = 1..)]
     pub metrics: Vec<String>,
-    /// Counter of fsyncs on those pages.
-    #[arg(long, value_name = "NAME", default_value = super::scrape::FSYNC_COUNTER)]
-    pub fsync_counter: String,
+    /// Counters of fsyncs on those pages.
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_values = super::scrape::FSYNC_COUNTERS)]
+    pub fsync_counters: Vec<String>,
 }
 
 impl BenchProduceArgs {

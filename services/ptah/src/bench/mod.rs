@@ -24,6 +24,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use hdrhistogram::Histogram;
 use ptah_service::Ports;
+use ptah_types::ErrorKind;
 use tokio::time::Instant;
 
 use self::drive::{Plan, Produced, new_histogram};
@@ -35,6 +36,7 @@ use crate::client::{Client, NewStation, Station};
 use crate::command::station::station_name;
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::signals::EndSignals;
 
 /// Pause between two looks at a station whose leaders are not there yet.
 const LEADER_PAUSE: Duration = Duration::from_millis(20);
@@ -62,7 +64,11 @@ pub async fn run(args: BenchArgs, global: &Global, output: &Output) -> Result<()
             max_message_bytes: args.size.max(ptah_types::limits::DEFAULT_MESSAGE_BYTES),
         })
         .await?;
-    let result = measure(&args, &client, &station, run, probe).await;
+    let mut signals = EndSignals::listen()?;
+    let result = tokio::select! {
+        result = measure(&args, &client, &station, run, probe) => result,
+        signal = signals.next() => Err(Failure::failed(format!("ended by {signal} before it was over"))),
+    };
     if args.station.is_none() {
         client.delete_station(&station.name).await?;
     }
@@ -75,15 +81,18 @@ pub async fn run(args: BenchArgs, global: &Global, output: &Output) -> Result<()
 fn failure_of(report: &Report) -> Option<Failure> {
     if !report.verified.is_good() {
         return Some(Failure::partial(
+            ErrorKind::DataDamaged,
             "the server did not keep its word; see the violations",
         ));
     }
     let open = report.refused + report.unknown;
     (open > 0).then(|| {
-        Failure::partial(format!(
-            "{open} of {} messages were not acknowledged",
-            report.messages
-        ))
+        let kind = match report.unknown {
+            0 => ErrorKind::Unavailable,
+            _ => ErrorKind::OutcomeUnknown,
+        };
+        let message = format!("{open} of {} messages were not acknowledged", report.messages);
+        Failure::partial(kind, message)
     })
 }
 
@@ -105,7 +114,7 @@ async fn measure(
     let begins = begins(client, &station.name).await?;
     let plan = plan(args, station, run);
     let clients = connect(client, args.connections).await?;
-    let fsyncs_before = scrape::sum(&args.metrics, &args.fsync_counter).await?;
+    let fsyncs_before = scrape::sum(&args.metrics, &args.fsync_counters).await?;
     let servers_before = args
         .pids
         .iter()
@@ -119,7 +128,7 @@ async fn measure(
         .iter()
         .map(|pid| cpu::read(*pid))
         .collect::<Result<Vec<_>, _>>()?;
-    let fsyncs_after = scrape::sum(&args.metrics, &args.fsync_counter).await?;
+    let fsyncs_after = scrape::sum(&args.metrics, &args.fsync_counters).await?;
 
     let used = servers_before.iter().zip(&servers_after);
     let server_cpu = used
@@ -221,7 +230,7 @@ async fn begins(client: &Client, station: &str) -> Result<BTreeMap<u32, u64>, Fa
         }
         if Instant::now() > until {
             return Err(Failure::of_kind(
-                ptah_types::ErrorKind::Unavailable,
+                ErrorKind::Unavailable,
                 format!(
                     "station `{station}` has partitions without a leader; look with `ptah cluster status`"
                 ),

@@ -7,24 +7,25 @@ use tokio::net::TcpStream;
 
 use crate::failure::Failure;
 
-/// Counter of fsyncs on a storage node's page.
-pub(super) const FSYNC_COUNTER: &str = "ptah_raft_wal_syncs_total";
+/// Counters of fsyncs on a storage node's page: of the write-ahead log, and of segments and checkpoints.
+pub(super) const FSYNC_COUNTERS: [&str; 2] = ["ptah_raft_wal_syncs_total", "ptah_raft_file_syncs_total"];
 /// Longest wait for a page.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// A page is longer than this only by mistake.
 const MAX_PAGE_BYTES: u64 = 16 << 20;
 
-/// Sums a counter over all its labels and all pages.
-pub(super) async fn sum(urls: &[String], counter: &str) -> Result<f64, Failure> {
+/// Sums counters over all their labels and all pages.
+pub(super) async fn sum(urls: &[String], counters: &[String]) -> Result<f64, Failure> {
     let mut total = 0.0;
     for url in urls {
         let page = fetch(url).await?;
-        let found = sum_of(&page, counter);
-        total += found.ok_or_else(|| {
-            Failure::usage(format!(
-                "metrics page `{url}` has no counter `{counter}`; name it with --fsync-counter"
-            ))
-        })?;
+        for counter in counters {
+            total += sum_of(&page, counter).ok_or_else(|| {
+                Failure::usage(format!(
+                    "metrics page `{url}` has no counter `{counter}`; name others with --fsync-counters"
+                ))
+            })?;
+        }
     }
     Ok(total)
 }
@@ -109,9 +110,14 @@ mod tests {
         };
         let urls = [url];
         let client = async {
-            assert_eq!(sum(&urls, "a_total").await.unwrap(), 7.5);
-            let failure = sum(&urls, "nothing_total").await.unwrap_err();
-            assert!(failure.message().unwrap().contains("--fsync-counter"));
+            assert_eq!(
+                sum(&urls, &["a_total".to_owned(), "b_total".to_owned()])
+                    .await
+                    .unwrap(),
+                14.5
+            );
+            let failure = sum(&urls, &["nothing_total".to_owned()]).await.unwrap_err();
+            assert!(failure.message().unwrap().contains("--fsync-counters"));
         };
         tokio::join!(server, client);
     }

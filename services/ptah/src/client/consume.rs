@@ -46,7 +46,10 @@ pub enum ConsumeEvent {
         refused: Option<ClientError>,
     },
     /// Every message so far was delivered.
-    Idle,
+    Idle {
+        /// Messages of the group that were delivered, to whomever, and are not acknowledged.
+        unacknowledged: u64,
+    },
 }
 
 /// An open consume stream.
@@ -117,7 +120,9 @@ impl ConsumeStream {
                 confirm_id: acked.confirm_id,
                 refused: acked.error.map(ClientError::from_proto),
             }),
-            pb::consume_response::Response::Idle(_) => Ok(ConsumeEvent::Idle),
+            pb::consume_response::Response::Idle(idle) => Ok(ConsumeEvent::Idle {
+                unacknowledged: idle.unacknowledged,
+            }),
             pb::consume_response::Response::Opened(_) => Err(ClientError::protocol(
                 &self.server,
                 "a consume stream was opened twice",

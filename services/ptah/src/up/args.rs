@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use crate::client::{DEFAULT_ROOT_PASSWORD, read_password};
 use crate::failure::Failure;
-use crate::units::parse_duration;
+use crate::units::{parse_duration, parse_size_bytes};
 
 /// Most storage nodes in one process.
 pub(super) const MAX_STORAGE_NODES: u32 = 32;
@@ -19,7 +19,12 @@ const SHORTEST_PASSWORD: usize = 8;
 #[derive(Debug, Args)]
 pub struct UpArgs {
     /// Where everything is kept: metadata, messages and the cluster's secret. Made when it does not exist.
-    #[arg(long, env = "PTAH_DATA_DIR", default_value = "ptah-data", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "PTAH_UP_DATA_DIR",
+        default_value = "ptah-data",
+        value_name = "DIR"
+    )]
     pub data_dir: PathBuf,
     /// Storage nodes, each with its own directory and cluster port; three make replicated stations work on one
     /// machine. Without it as many as the directory has, one in a new directory. May grow between starts.
@@ -60,6 +65,13 @@ pub struct UpArgs {
     /// Form of log lines.
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
     pub log_format: LogForm,
+    /// Room that stays free on the disk: with less, new messages are refused. A tenth of the disk, and at least 512 MiB,
+    /// unless given.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_bytes)]
+    pub disk_reserve: Option<u64>,
+    /// Start although the data of a storage node is gone, with an empty directory in its place. Its replicas stay lost.
+    #[arg(long)]
+    pub accept_lost_node: bool,
     /// Give up when not everything is ready by then.
     #[arg(long, default_value = "5m", value_name = "TIME", value_parser = parse_duration)]
     pub start_timeout: Duration,

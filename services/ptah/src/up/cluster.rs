@@ -12,6 +12,7 @@ use ptah_service::{
     ClusterConfig, Health, List, Metrics, Monitor, MonitorConfig, Ports, Running, Secret, Shell, TaskFailure,
     Tasks,
 };
+use ptah_storage_node::DiskConfig;
 use ptah_types::ClusterId;
 use tokio::time::Instant;
 
@@ -38,6 +39,8 @@ pub(super) struct Plan {
     pub(super) identities: Identities,
     /// Password of root, when one was asked for.
     pub(super) root_password: Option<String>,
+    /// Room that storage nodes keep free.
+    pub(super) disk: DiskConfig,
 }
 
 /// What is started.
@@ -183,7 +186,10 @@ impl Cluster {
                 metrics: self.metrics.labelled("node", &number.to_string()),
                 ..self.shell(&name)
             };
-            let config = node_config(&plan.data_dir, number, *address, secret);
+            let config = ptah_storage_node::Config {
+                disk: plan.disk.clone(),
+                ..node_config(&plan.data_dir, number, *address, secret)
+            };
             let network = self.networks.node();
             async move { (name, start_node(config, shell, network).await) }
         });
@@ -287,7 +293,7 @@ async fn stop_service(
 }
 
 fn start_failure(name: &str, error: &anyhow::Error) -> Failure {
-    Failure::cannot_start(format!("start {name}: {error:#}"))
+    Failure::cannot_start(format!("start {name}: {}", ptah_service::error_text(error)))
 }
 
 fn cluster_config(secret: &Secret) -> ClusterConfig {

@@ -43,6 +43,9 @@ struct Marker {
     format: u32,
     /// Storage nodes that the cluster has; never fewer than before.
     storage_nodes: u32,
+    /// Of these, the first so many have been started once, so that they have data.
+    #[serde(default)]
+    started_nodes: u32,
 }
 
 /// A directory that was looked at and may be used.
@@ -116,6 +119,16 @@ impl Inspected {
         Ok(nodes)
     }
 
+    /// Whether nothing was made here yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.marker.is_none()
+    }
+
+    /// The first so many storage nodes have been started once.
+    pub(super) fn started_nodes(&self) -> u32 {
+        self.marker.as_ref().map_or(0, |marker| marker.started_nodes)
+    }
+
     /// Where the cluster's metadata is, or will be.
     pub(super) fn metadata_file(&self) -> PathBuf {
         self.path.join("metadata").join(METADATA_FILE)
@@ -162,6 +175,7 @@ impl Inspected {
         let marker = Marker {
             format: FORMAT,
             storage_nodes,
+            started_nodes: self.marker.as_ref().map_or(0, |marker| marker.started_nodes),
         };
         if self.marker.as_ref() != Some(&marker) {
             write_marker(&path, &marker).map_err(|error| failed("write to", &error))?;
@@ -183,6 +197,22 @@ impl DataDir {
     /// Storage nodes that the cluster has.
     pub(super) fn storage_nodes(&self) -> u32 {
         self.storage_nodes
+    }
+
+    /// Writes down that every storage node has been started, and so has data.
+    pub(super) fn all_started(&self) -> Result<(), Failure> {
+        let marker = Marker {
+            format: FORMAT,
+            storage_nodes: self.storage_nodes,
+            started_nodes: self.storage_nodes,
+        };
+        write_marker(&self.path, &marker).map_err(|error| {
+            Failure::cannot_start(format!(
+                "write to data directory `{}`: {}",
+                self.path.display(),
+                text(&error)
+            ))
+        })
     }
 
     /// Where a storage node's data is.
@@ -209,7 +239,16 @@ impl DataDir {
         match fs::read_to_string(&path) {
             Ok(secret) => {
                 check_mode(&path, fs::metadata(&path).map_err(failed)?.permissions().mode())?;
-                Ok(Secret::new(secret.trim_end().to_owned()))
+                let secret = secret.trim_end();
+                if secret.len() < 2 * SECRET_BYTES {
+                    return Err(Failure::cannot_start(format!(
+                        "cluster secret `{}` is damaged: it has {} characters of {}; delete it, then a new one is made",
+                        path.display(),
+                        secret.len(),
+                        2 * SECRET_BYTES
+                    )));
+                }
+                Ok(Secret::new(secret.to_owned()))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let mut bytes = [0; SECRET_BYTES];

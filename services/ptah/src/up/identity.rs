@@ -1,5 +1,7 @@
 //! Whose data lies in the directories of the storage nodes, before anybody opens them.
 
+use std::path::Path;
+
 use ptah_segment_log::{Identity, OsDisk, Store};
 use ptah_types::ClusterId;
 
@@ -10,7 +12,14 @@ use crate::failure::Failure;
 pub(super) type Identities = Vec<(u32, Identity)>;
 
 /// Reads the identities and refuses what can only be a mix-up of directories. Changes nothing.
-pub(super) fn read(inspected: &Inspected, storage_nodes: u32) -> Result<Identities, Failure> {
+///
+/// A node that had data and has none is a disk that is not mounted, more often than one that is lost: it is refused
+/// unless the loss is accepted.
+pub(super) fn read(
+    inspected: &Inspected,
+    storage_nodes: u32,
+    accept_lost: bool,
+) -> Result<Identities, Failure> {
     let mut identities: Identities = Vec::new();
     for number in 1..=storage_nodes {
         let dir = inspected.node_dir(number);
@@ -18,6 +27,9 @@ pub(super) fn read(inspected: &Inspected, storage_nodes: u32) -> Result<Identiti
             Failure::cannot_start(format!("storage node {number} in `{}`: {error}", dir.display()))
         })?;
         let Some(identity) = identity else {
+            if number <= inspected.started_nodes() && !accept_lost {
+                return Err(lost(number, &dir));
+            }
             continue;
         };
         if identity.node.get() != u64::from(number) {
@@ -39,6 +51,14 @@ pub(super) fn read(inspected: &Inspected, storage_nodes: u32) -> Result<Identiti
         )));
     }
     Ok(identities)
+}
+
+fn lost(number: u32, dir: &Path) -> Failure {
+    Failure::cannot_start(format!(
+        "storage node {number} had its data in `{}` and there is none now; mount its disk or bring the directory back, or \
+         start with --accept-lost-node if it is gone: its replicas stay lost then",
+        dir.display()
+    ))
 }
 
 /// Refuses data of another cluster than the one whose metadata is here.

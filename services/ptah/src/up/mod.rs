@@ -11,6 +11,7 @@ mod data_dir;
 mod doors;
 mod identity;
 mod network;
+mod room;
 
 use std::time::Duration;
 
@@ -66,7 +67,11 @@ fn prepare(args: &UpArgs) -> Result<Plan, Failure> {
     telemetry::init(&log).map_err(|error| Failure::usage(format!("--log: {error}")))?;
     let inspected = data_dir::inspect(&args.data_dir)?;
     let storage_nodes = inspected.storage_nodes(args.storage_nodes)?;
-    let identities = identity::read(&inspected, storage_nodes)?;
+    let identities = identity::read(&inspected, storage_nodes, args.accept_lost_node)?;
+    let disk = room::reserve(args);
+    if inspected.is_new() {
+        room::check(&args.data_dir, storage_nodes, &disk)?;
+    }
     let doors = Doors::plan(args, storage_nodes)?;
     doors.try_all()?;
     let data_dir = inspected.take(storage_nodes)?;
@@ -75,6 +80,7 @@ fn prepare(args: &UpArgs) -> Result<Plan, Failure> {
         doors,
         identities,
         root_password,
+        disk,
     })
 }
 
@@ -104,7 +110,8 @@ async fn serve(
         _ = signals.next() => return Ok(()),
     }
     check_root(&plan, cluster).await?;
-    announce(&plan.data_dir, cluster, output)?;
+    plan.data_dir.all_started()?;
+    announce(args, &plan.data_dir, cluster, output)?;
     tokio::select! {
         _ = signals.next() => Ok(()),
         failure = cluster.failed() => Err(cannot_go_on(&failure, false)),
@@ -138,9 +145,16 @@ async fn check_root(plan: &Plan, cluster: &Cluster) -> Result<(), Failure> {
     }
 }
 
-fn announce(data_dir: &DataDir, cluster: &Cluster, output: &Output) -> Result<(), Failure> {
+fn announce(args: &UpArgs, data_dir: &DataDir, cluster: &Cluster, output: &Output) -> Result<(), Failure> {
     let announcement = Announcement::of(data_dir, &cluster.health.addresses(), cluster.cluster_id());
-    output.result(&announcement, Announcement::text)
+    output.result(&announcement, Announcement::text)?;
+    if !args.is_loopback() {
+        output.note(
+            "note: the gRPC door is open to other machines and not encrypted; passwords and messages can be read on the \
+             way, so keep it to a network that you trust",
+        );
+    }
+    Ok(())
 }
 
 /// Waiting for everything to be ready, with words when it takes long.

@@ -132,9 +132,23 @@ impl Follower<'_> {
         let ended = session.run(&mut self.signals).await;
         self.left = session.left();
         match ended {
-            Ended::Done => Ok(()),
+            Ended::Done => {
+                self.tell_of_others(session.with_others());
+                Ok(())
+            }
             Ended::Failed(failure) => Err(Broken::For(failure)),
             Ended::Lost(error) => Err(Broken::of(error, true)),
+        }
+    }
+
+    /// "All is delivered" is not "all is here" when others read along, or a reader died a moment ago.
+    fn tell_of_others(&self, count: u64) {
+        if count > 0 {
+            self.output.note(&format!(
+                "note: {count} messages were delivered to other readers of group `{}` and are not acknowledged; they come \
+                 again after the group's ack deadline",
+                self.opening.group
+            ));
         }
     }
 

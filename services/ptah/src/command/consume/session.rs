@@ -35,6 +35,8 @@ pub(super) struct Session {
     /// No more messages are wanted: only confirmations are waited for.
     is_ending: bool,
     refused: Option<ClientError>,
+    /// Messages that were delivered to others, or to a reader that is gone, when everything else was delivered.
+    with_others: u64,
     /// When something was heard last.
     heard: Instant,
 }
@@ -63,6 +65,7 @@ impl Session {
             unconfirmed: Unconfirmed::default(),
             is_ending: false,
             refused: None,
+            with_others: 0,
             heard: Instant::now(),
         }
     }
@@ -75,6 +78,11 @@ impl Session {
     /// Messages still wanted.
     pub(super) fn left(&self) -> Option<u64> {
         self.left
+    }
+
+    /// Messages that are neither here nor acknowledged, as the broker counted them at the end.
+    pub(super) fn with_others(&self) -> u64 {
+        self.with_others
     }
 
     pub(super) async fn run(&mut self, signals: &mut EndSignals) -> Ended {
@@ -133,16 +141,23 @@ impl Session {
             ConsumeEvent::Acked { confirm_id, refused } => {
                 let count = self.unconfirmed.end(confirm_id);
                 if let Some(error) = refused {
-                    let message = format!(
-                        "{count} messages are written but not acknowledged and will come again: {}",
-                        error.message
-                    );
+                    let message = match error.kind.effect() {
+                        ptah_types::Effect::Unknown => format!(
+                            "{count} messages are written and may or may not be acknowledged; they may come again: {}",
+                            error.message
+                        ),
+                        _ => format!(
+                            "{count} messages are written but not acknowledged and will come again: {}",
+                            error.message
+                        ),
+                    };
                     self.refused = Some(ClientError { message, ..error });
                     self.is_ending = true;
                 }
                 Ok(())
             }
-            ConsumeEvent::Idle => {
+            ConsumeEvent::Idle { unacknowledged } => {
+                self.with_others = unacknowledged.saturating_sub(self.unconfirmed.message_count());
                 self.is_ending |= !self.follows;
                 Ok(())
             }

@@ -36,6 +36,8 @@ pub(super) enum Chunk {
 enum End {
     Input,
     Broken(String),
+    /// The station takes nothing from this caller any more.
+    Refused(ClientError),
     Interrupted,
 }
 
@@ -103,6 +105,9 @@ impl<'a> Flow<'a> {
             self.bar = progress_bar(size_bytes);
         }
         let lost = loop {
+            if matches!(self.end, Some(End::Refused(_))) {
+                self.take_back_unsent();
+            }
             self.encode_pending();
             if self.is_done() {
                 break None;
@@ -163,9 +168,14 @@ impl<'a> Flow<'a> {
                 // The stream is over: its own end says why.
                 None => Event::Answered(self.stream.next_within(self.timeout).await),
             },
-            answer = tokio::time::timeout_at(answer_until, self.stream.next()), if is_waiting => {
-                Event::Answered(answer.unwrap_or_else(|_| Err(no_answer(self.timeout))))
-            }
+            // Also when nothing is under way: a stream that ended takes no more lines.
+            answer = async {
+                if is_waiting {
+                    tokio::time::timeout_at(answer_until, self.stream.next()).await
+                } else {
+                    Ok(self.stream.next().await)
+                }
+            } => Event::Answered(answer.unwrap_or_else(|_| Err(no_answer(self.timeout)))),
             _ = self.signals.next() => Event::Interrupted,
         }
     }
@@ -182,10 +192,23 @@ impl<'a> Flow<'a> {
     }
 
     fn stop_reading(&mut self, why: End) {
-        if matches!(why, End::Interrupted) {
+        if matches!(why, End::Interrupted | End::Refused(_)) {
             self.pending.clear();
         }
         self.end = Some(why);
+    }
+
+    /// Lines that were taken and not handed to the connection are certainly not stored.
+    fn take_back_unsent(&mut self) {
+        let unsent = self.encoder.count() as usize;
+        if unsent == 0 {
+            return;
+        }
+        drop(self.encoder.finish());
+        let lines = self.in_flight.take_back(unsent);
+        let error = ClientError::new(ErrorKind::Unavailable, "not sent");
+        let told = self.summary.not_stored(&lines, &error);
+        self.say(&told);
     }
 
     /// Moves lines into the batch while the window has room.
@@ -243,6 +266,9 @@ impl<'a> Flow<'a> {
                 Err(error) => {
                     let told = self.summary.not_stored(&answered.lines, &error);
                     self.say(&told);
+                    if is_for_good(error.kind) && self.end.is_none() {
+                        self.stop_reading(End::Refused(error));
+                    }
                 }
             }
         }
@@ -273,9 +299,18 @@ impl<'a> Flow<'a> {
             Some(End::Interrupted) => Some(Failure::failed(
                 "interrupted; lines after the ones counted were not sent",
             )),
+            Some(End::Refused(error)) => Some(Failure::of_kind(
+                error.kind,
+                format!(
+                    "{}; lines after line {} were not read",
+                    error.message,
+                    self.summary.line_count()
+                ),
+            )),
             Some(End::Input) | None => None,
         };
         if let Some(error) = lost {
+            self.take_back_unsent();
             let in_flight = std::mem::take(&mut self.in_flight).abandon();
             let unknown = ClientError::new(
                 ErrorKind::OutcomeUnknown,
@@ -283,13 +318,31 @@ impl<'a> Flow<'a> {
             );
             let told = self.summary.not_stored(&in_flight.lines, &unknown);
             self.say(&told);
-            stopped = stopped.or_else(|| Some(Failure::from(error)));
+            stopped = stopped.or_else(|| {
+                let message = format!(
+                    "{}; lines after line {} were not sent",
+                    error.message,
+                    self.summary.line_count()
+                );
+                Some(Failure::of_kind(error.kind, message))
+            });
         }
+        let is_refused = matches!(self.end, Some(End::Refused(_)));
         match (self.summary.finish(elapsed, self.output), stopped) {
+            // Why all of them are refused says more than how many were.
+            (Err(_), Some(stopped)) if is_refused => Err(stopped),
             (Ok(()), Some(stopped)) => Err(stopped),
             (result, _) => result,
         }
     }
+}
+
+/// Whether the same answer would come to every further line.
+fn is_for_good(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::Unauthenticated
+    )
 }
 
 fn too_large(len: u64, limit_bytes: u64) -> ClientError {

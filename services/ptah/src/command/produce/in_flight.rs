@@ -81,6 +81,18 @@ impl InFlight {
         Some(answered)
     }
 
+    /// Takes back the last `count` messages, which were not sent after all.
+    pub(super) fn take_back(&mut self, count: usize) -> Vec<RangeInclusive<u64>> {
+        let mut lines = Vec::new();
+        let keep = self.slots.len().saturating_sub(count);
+        for slot in self.slots.drain(keep..) {
+            self.unanswered -= 1;
+            self.unanswered_bytes -= slot.payload_bytes;
+            join(&mut lines, slot.line);
+        }
+        lines
+    }
+
     /// Lines without an answer, when none will come any more.
     pub(super) fn abandon(self) -> Answered {
         let mut lost = Answered {
@@ -134,6 +146,14 @@ mod tests {
         assert!(flight.answer(0, 0).is_none(), "about nothing");
         assert!(flight.answer(0, 1).is_some());
         assert!(flight.answer(0, 1).is_none(), "long gone");
+    }
+
+    #[test]
+    fn what_was_not_sent_is_taken_back_and_not_waited_for() {
+        let mut flight = in_flight(&[1, 2, 4, 5]);
+        assert_eq!(flight.take_back(2), [4..=5]);
+        assert_eq!((flight.len(), flight.payload_bytes()), (2, 20));
+        assert_eq!(flight.abandon().lines, [1..=2]);
     }
 
     #[test]

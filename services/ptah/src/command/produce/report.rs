@@ -38,6 +38,9 @@ pub(super) struct Summary {
     failures: Vec<FailedLines>,
     /// Groups that are left out of `failures`.
     failures_omitted: u64,
+    /// Of the lines that are not stored; one that may pass on another try gives way to one that will not.
+    #[serde(skip)]
+    worst: Option<ErrorKind>,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,11 +64,17 @@ impl Summary {
             messages_per_second: 0.0,
             failures: Vec::new(),
             failures_omitted: 0,
+            worst: None,
         }
     }
 
     pub(super) fn line(&mut self) {
         self.lines += 1;
+    }
+
+    /// Lines taken so far, which is the number of the last one.
+    pub(super) fn line_count(&self) -> u64 {
+        self.lines
     }
 
     pub(super) fn stored_count(&self) -> u64 {
@@ -80,6 +89,9 @@ impl Summary {
     /// Lines that are not stored, or not known to be. Returns what a person is told.
     pub(super) fn not_stored(&mut self, lines: &[RangeInclusive<u64>], error: &ClientError) -> Vec<String> {
         let mut told = Vec::with_capacity(lines.len());
+        if self.worst.is_none_or(|worst| worst.is_retryable()) {
+            self.worst = Some(error.kind);
+        }
         for range in lines {
             let count = range.end() - range.start() + 1;
             if error.kind.effect() == ptah_types::Effect::Unknown {
@@ -119,10 +131,10 @@ impl Summary {
         }
         if self.failed > 0 {
             let failed = counted(self.failed, "line");
-            return Err(Failure::partial(format!(
-                "{failed} not stored in `{}`",
-                self.station
-            )));
+            return Err(Failure::partial(
+                self.worst.unwrap_or(ErrorKind::Internal),
+                format!("{failed} not stored in `{}`", self.station),
+            ));
         }
         Ok(())
     }
