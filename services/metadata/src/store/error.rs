@@ -83,6 +83,22 @@ impl StoreError {
     pub(crate) fn invalid(why: String) -> Self {
         Self::Invalid(why)
     }
+
+    /// Whether the database itself failed, in contrast to a request that it refused.
+    pub(crate) fn is_fault(&self) -> bool {
+        matches!(
+            self,
+            Self::Unavailable { .. } | Self::OutcomeUnknown { .. } | Self::Damaged(_)
+        )
+    }
+
+    /// What the database said, without what was tried; empty when nothing failed.
+    pub(crate) fn reason(&self) -> &str {
+        match self {
+            Self::Unavailable { why, .. } | Self::OutcomeUnknown { why, .. } | Self::Damaged(why) => why,
+            _ => "",
+        }
+    }
 }
 
 impl Boundary for StoreError {

@@ -58,6 +58,10 @@ impl SqliteStore {
     /// Nothing is changed when the database belongs to a newer version, to something else, or is in use.
     pub async fn open(options: &SqliteOptions, ports: &Ports, tasks: &Tasks) -> Result<Self, OpenError> {
         let opened = open::open(options, ports).await?;
+        Ok(Self::start(opened, options, ports, tasks))
+    }
+
+    fn start(opened: open::Opened, options: &SqliteOptions, ports: &Ports, tasks: &Tasks) -> Self {
         let (newest_tx, newest) = watch::channel(opened.info.revision);
         let (jobs, queue) = mpsc::channel(QUEUE);
         let writer = Writer::new(
@@ -74,12 +78,12 @@ impl SqliteStore {
             writer.run(queue, stopping).await;
             readers.close().await;
         });
-        Ok(Self {
+        Self {
             readers: opened.readers,
             jobs,
             newest,
             _lock: opened.lock,
-        })
+        }
     }
 
     /// Hands a write to the writer and waits for its outcome.
@@ -167,5 +171,7 @@ impl Store for SqliteStore {
     }
 }
 
+#[cfg(test)]
+mod faults;
 #[cfg(test)]
 mod tests;

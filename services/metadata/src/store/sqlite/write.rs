@@ -1,11 +1,16 @@
 //! The writer: the one task that changes the database.
+//!
+//! A connection on which the database failed is not used again. After a full disk SQLite has rolled the transaction back
+//! by itself, and a connection that still counts itself inside of it would refuse every later one: the writer goes on with
+//! a new connection, so that it is well again as soon as the database is.
 
 use std::sync::Arc;
 
 use ptah_service::{Clock, Ports, Stopping};
-use sqlx::{Sqlite, SqliteConnection, SqlitePool};
+use sqlx::pool::PoolConnection;
+use sqlx::{Connection as _, Sqlite, SqliteConnection, SqlitePool, Transaction};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::super::{Commit, Key, Lease, LeaseRequest, Precondition, StoreError, Write};
 use super::SqliteOptions;
@@ -33,6 +38,8 @@ pub(super) struct Writer {
     clock: Arc<dyn Clock>,
     history_changes: u32,
     changes_since_trim: u64,
+    /// What the database said when it failed last, until it works again.
+    trouble: Option<String>,
 }
 
 impl Writer {
@@ -52,6 +59,7 @@ impl Writer {
             clock: ports.clock.clone(),
             history_changes: options.history_changes,
             changes_since_trim: 0,
+            trouble: None,
         }
     }
 
@@ -92,15 +100,54 @@ impl Writer {
         }
     }
 
-    async fn begin(&self) -> Result<sqlx::Transaction<'static, Sqlite>, StoreError> {
-        self.pool
-            .begin_with("BEGIN IMMEDIATE")
-            .await
-            .map_err(failed("reach the database"))
+    /// Does a write on the writer's connection, and gives the connection up when the database failed on it.
+    async fn on_connection<T>(
+        &mut self,
+        write: impl AsyncFnOnce(&mut Self, &mut SqliteConnection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let outcome = match self.pool.acquire().await.map_err(failed("reach the database")) {
+            Ok(mut connection) => {
+                let outcome = write(self, &mut connection).await;
+                if outcome.as_ref().is_err_and(StoreError::is_fault) {
+                    give_up(connection).await;
+                }
+                outcome
+            }
+            Err(error) => Err(error),
+        };
+        self.note(outcome.as_ref().err());
+        outcome
+    }
+
+    /// Tells the log when the database stops to take writes, and when it does again.
+    fn note(&mut self, error: Option<&StoreError>) {
+        match error.filter(|error| error.is_fault()) {
+            Some(error) => {
+                let why = error.reason().to_owned();
+                if self.trouble.as_ref() != Some(&why) {
+                    error!(%error, "metadata database does not take writes; check the disk that it is on");
+                }
+                self.trouble = Some(why);
+            }
+            None => {
+                if self.trouble.take().is_some() {
+                    info!("metadata database takes writes again");
+                }
+            }
+        }
     }
 
     async fn commit(&mut self, commit: &Commit) -> Result<u64, StoreError> {
-        let mut transaction = self.begin().await?;
+        self.on_connection(async |writer, connection| writer.commit_on(connection, commit).await)
+            .await
+    }
+
+    async fn commit_on(
+        &mut self,
+        connection: &mut SqliteConnection,
+        commit: &Commit,
+    ) -> Result<u64, StoreError> {
+        let mut transaction = begin(connection).await?;
         // First of all: this locks the row, so that revisions become visible in their order.
         let next: i64 =
             sqlx::query_scalar("UPDATE store SET revision = revision + 1 WHERE id = 1 RETURNING revision")
@@ -123,7 +170,16 @@ impl Writer {
     }
 
     async fn lease(&mut self, request: &LeaseRequest) -> Result<Lease, StoreError> {
-        let mut transaction = self.begin().await?;
+        self.on_connection(async |writer, connection| writer.lease_on(connection, request).await)
+            .await
+    }
+
+    async fn lease_on(
+        &mut self,
+        connection: &mut SqliteConnection,
+        request: &LeaseRequest,
+    ) -> Result<Lease, StoreError> {
+        let mut transaction = begin(connection).await?;
         let before = rows::lease(&mut transaction).await?;
         let mut row = before.clone();
         let lease = row.apply(request, self.clock.now().as_millis());
@@ -140,18 +196,8 @@ impl Writer {
     }
 
     async fn compact(&mut self, revision: u64, lease_epoch: u64) -> Result<u64, StoreError> {
-        let mut transaction = self.begin().await?;
-        rows::lease(&mut transaction).await?.fence(lease_epoch)?;
-        let info = rows::info(&mut transaction).await?;
-        let floor = revision.min(info.revision).max(info.compaction_floor);
-        raise_floor(&mut transaction, floor).await?;
-        sqlx::query("DELETE FROM record WHERE deleted = TRUE AND revision <= $1")
-            .bind(to_sql(floor)?)
-            .execute(&mut *transaction)
+        self.on_connection(async |_, connection| compact(connection, revision, lease_epoch).await)
             .await
-            .map_err(failed("drop tombstones"))?;
-        transaction.commit().await.map_err(commit_lost("compact"))?;
-        Ok(floor)
     }
 
     /// Drops old history after every tenth part of what is kept was added.
@@ -166,20 +212,10 @@ impl Writer {
         }
     }
 
-    async fn trim(&self) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
-        let oldest: Option<i64> =
-            sqlx::query_scalar("SELECT revision FROM change ORDER BY revision DESC LIMIT 1 OFFSET $1")
-                .bind(i64::from(self.history_changes))
-                .fetch_optional(&mut *transaction)
-                .await
-                .map_err(failed("measure history"))?;
-        let Some(oldest) = oldest else { return Ok(()) };
-        raise_floor(&mut transaction, from_sql("revision", oldest)?).await?;
-        transaction
-            .commit()
+    async fn trim(&mut self) -> Result<(), StoreError> {
+        let keep = self.history_changes;
+        self.on_connection(async |_, connection| trim(connection, keep).await)
             .await
-            .map_err(commit_lost("drop old history"))
     }
 
     /// Makes the mark durable before numbers above it are used.
@@ -208,6 +244,55 @@ impl Writer {
             why,
         })
     }
+}
+
+async fn begin(connection: &mut SqliteConnection) -> Result<Transaction<'_, Sqlite>, StoreError> {
+    connection
+        .begin_with("BEGIN IMMEDIATE")
+        .await
+        .map_err(failed("reach the database"))
+}
+
+/// Closes a connection that is not to be used again; the pool makes a new one for the next write.
+async fn give_up(connection: PoolConnection<Sqlite>) {
+    if let Err(error) = connection.close().await {
+        warn!(%error, "connection to the metadata database did not close cleanly");
+    }
+}
+
+async fn compact(
+    connection: &mut SqliteConnection,
+    revision: u64,
+    lease_epoch: u64,
+) -> Result<u64, StoreError> {
+    let mut transaction = begin(connection).await?;
+    rows::lease(&mut transaction).await?.fence(lease_epoch)?;
+    let info = rows::info(&mut transaction).await?;
+    let floor = revision.min(info.revision).max(info.compaction_floor);
+    raise_floor(&mut transaction, floor).await?;
+    sqlx::query("DELETE FROM record WHERE deleted = TRUE AND revision <= $1")
+        .bind(to_sql(floor)?)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed("drop tombstones"))?;
+    transaction.commit().await.map_err(commit_lost("compact"))?;
+    Ok(floor)
+}
+
+async fn trim(connection: &mut SqliteConnection, keep: u32) -> Result<(), StoreError> {
+    let mut transaction = begin(connection).await?;
+    let oldest: Option<i64> =
+        sqlx::query_scalar("SELECT revision FROM change ORDER BY revision DESC LIMIT 1 OFFSET $1")
+            .bind(i64::from(keep))
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(failed("measure history"))?;
+    let Some(oldest) = oldest else { return Ok(()) };
+    raise_floor(&mut transaction, from_sql("revision", oldest)?).await?;
+    transaction
+        .commit()
+        .await
+        .map_err(commit_lost("drop old history"))
 }
 
 /// An error of the last step: the database may have kept the transaction.
