@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::super::{LeaseRow, StoreError, StoreInfo};
 use super::SqliteOptions;
-use super::mark::{self, Found, Mark, MarkFile};
+use super::mark::{self, Found, Mark, MarkFile, Numbers};
 use super::rows::{self, failed, to_sql};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -290,11 +290,15 @@ async fn identify(
     }
     let committed = transaction.commit().await;
     committed.map_err(|error| at(failed("write the store's identity")(error)))?;
+    let now = Numbers {
+        revision: info.revision,
+        epoch: lease.epoch,
+    };
     let mark = Mark {
         cluster: info.cluster,
         incarnation: info.incarnation,
-        revision: info.revision,
-        epoch: lease.epoch,
+        highest: now,
+        settled: now,
     };
     let mark_file = MarkFile::create(&mark_path, &mark).map_err(|source| io_error(&mark_path, source))?;
     Ok((mark_file, mark, info))
@@ -307,7 +311,7 @@ fn check_not_lost(path: &Path, mark_path: &Path, found: Found) -> Result<(), Ope
         path: path.to_owned(),
         mark: mark_path.to_owned(),
         cluster: mark.cluster,
-        revision: mark.revision,
+        revision: mark.highest.revision,
     })
 }
 
@@ -326,21 +330,36 @@ fn missing_past(info: &StoreInfo, lease: &LeaseRow, found: Found) -> Option<Past
             why,
         })
     };
-    match found {
-        Found::Nothing => unknown("the mark is missing"),
-        Found::Damaged => unknown("the mark is damaged"),
-        Found::Mark(mark) if mark.incarnation != info.incarnation => Some(Past {
-            revision: mark.revision.max(info.revision),
-            epoch: mark.epoch.max(lease.epoch),
-            why: "the mark is of another incarnation",
-        }),
-        Found::Mark(mark) if mark.revision > info.revision || mark.epoch > lease.epoch => Some(Past {
-            revision: mark.revision,
-            epoch: mark.epoch.max(lease.epoch),
-            why: "the database is older than its mark",
-        }),
-        Found::Mark(_) => None,
+    let at_least = |numbers: Numbers, why| {
+        Some(Past {
+            revision: numbers.revision.max(info.revision),
+            epoch: numbers.epoch.max(lease.epoch),
+            why,
+        })
+    };
+    let mark = match found {
+        Found::Nothing => return unknown("the mark is missing"),
+        Found::Damaged => return unknown("the mark is damaged"),
+        Found::Mark(mark) => mark,
+    };
+    let now = Numbers {
+        revision: info.revision,
+        epoch: lease.epoch,
+    };
+    if mark.incarnation != info.incarnation {
+        return at_least(mark.highest, "the mark is of another incarnation");
     }
+    if now.revision >= mark.highest.revision && now.epoch >= mark.highest.epoch {
+        return None;
+    }
+    if now == mark.settled {
+        info!(
+            revision = now.revision,
+            "the last commit to the metadata database was under way when the process ended, and did not happen"
+        );
+        return None;
+    }
+    at_least(mark.highest, "the database is older than its mark")
 }
 
 /// Begins a new incarnation that uses no number of the one before.

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 
 use super::super::{Commit, Key, Lease, LeaseRequest, Precondition, StoreError, Write};
 use super::SqliteOptions;
-use super::mark::{Mark, MarkFile};
+use super::mark::{Mark, MarkFile, Numbers};
 use super::rows::{self, failed, from_sql, to_sql};
 
 type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -155,7 +155,8 @@ impl Writer {
                 .await
                 .map_err(failed("take a revision"))?;
         let revision = from_sql("revision", next)?;
-        rows::lease(&mut transaction).await?.fence(commit.lease_epoch)?;
+        let lease = rows::lease(&mut transaction).await?;
+        lease.fence(commit.lease_epoch)?;
         for precondition in &commit.preconditions {
             check(&mut transaction, precondition).await?;
         }
@@ -163,8 +164,17 @@ impl Writer {
             put(&mut transaction, revision, write).await?;
         }
         keep_history(&mut transaction, revision).await?;
-        self.raise_mark(revision, commit.lease_epoch).await?;
+        let after = Numbers {
+            revision,
+            epoch: lease.epoch,
+        };
+        let before = Numbers {
+            revision: revision.saturating_sub(1),
+            ..after
+        };
+        self.raise_mark(before, after).await?;
         transaction.commit().await.map_err(commit_lost("commit"))?;
+        self.settle_mark(after).await;
         self.newest.send_replace(revision);
         Ok(revision)
     }
@@ -187,11 +197,22 @@ impl Writer {
             return Ok(lease);
         }
         rows::put_lease(&mut transaction, &row).await?;
-        self.raise_mark(self.mark.revision, row.epoch).await?;
+        let info = rows::info(&mut transaction).await?;
+        let numbers = |epoch| Numbers {
+            revision: info.revision,
+            epoch,
+        };
+        let moves = row.epoch != before.epoch;
+        if moves {
+            self.raise_mark(numbers(before.epoch), numbers(row.epoch)).await?;
+        }
         transaction
             .commit()
             .await
             .map_err(commit_lost("change the lease"))?;
+        if moves {
+            self.settle_mark(numbers(row.epoch)).await;
+        }
         Ok(lease)
     }
 
@@ -218,31 +239,48 @@ impl Writer {
             .await
     }
 
-    /// Makes the mark durable before numbers above it are used.
-    async fn raise_mark(&mut self, revision: u64, epoch: u64) -> Result<(), StoreError> {
+    /// Makes the mark durable before numbers above it are used, with the numbers that hold if they are not.
+    async fn raise_mark(&mut self, before: Numbers, after: Numbers) -> Result<(), StoreError> {
         let mark = Mark {
-            revision: revision.max(self.mark.revision),
-            epoch: epoch.max(self.mark.epoch),
+            highest: after,
+            settled: before,
             ..self.mark
         };
+        self.write_mark(mark).await.map_err(|why| {
+            error!(%why, "mark of the metadata database cannot be written; commits are refused until it can");
+            StoreError::Unavailable {
+                action: "write the mark of the metadata database",
+                why,
+            }
+        })
+    }
+
+    /// Makes durable that the numbers are in use, before anybody is told them. Without it a copy of the database from just
+    /// before the commit would be taken for one whose commit was cut off.
+    async fn settle_mark(&mut self, now: Numbers) {
+        let mark = Mark {
+            highest: now,
+            settled: now,
+            ..self.mark
+        };
+        if let Err(why) = self.write_mark(mark).await {
+            error!(%why, "mark of the metadata database cannot be written; look after the disk that it is on");
+        }
+    }
+
+    async fn write_mark(&mut self, mark: Mark) -> Result<(), String> {
         if mark == self.mark {
             return Ok(());
         }
         let file = self.mark_file.clone();
-        let written = tokio::task::spawn_blocking(move || file.write(&mark)).await;
-        let why = match written {
+        match tokio::task::spawn_blocking(move || file.write(&mark)).await {
             Ok(Ok(())) => {
                 self.mark = mark;
-                return Ok(());
+                Ok(())
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
-        };
-        error!(%why, "mark of the metadata database cannot be written; commits are refused until it can");
-        Err(StoreError::Unavailable {
-            action: "write the mark of the metadata database",
-            why,
-        })
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 
