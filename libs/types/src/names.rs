@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::StationKind;
 use crate::limits::MAX_NAME_LEN;
 
 /// Why a text is not a name.
@@ -81,18 +82,30 @@ fn check(text: &str, what: &'static str) -> Result<(), InvalidName> {
     Ok(())
 }
 
-/// A station's name: what the user typed, and its canonical key. Two names are equal when their keys are:
-/// station names do not distinguish upper and lower case.
-#[derive(Clone)]
+/// A station's name, as it was typed. Names are equal when their texts are; which names mean the same station depends on
+/// the kind of the station, see [`StationName::key`].
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StationName {
-    key: Box<str>,
     display: Box<str>,
+    folded: Box<str>,
 }
 
 impl StationName {
-    /// Canonical form: lower case.
-    pub fn key(&self) -> &str {
-        &self.key
+    /// What tells it from other stations of its tenant: the name of a station ignores upper and lower case, that of a
+    /// stream is kept byte for byte.
+    ///
+    /// Names in a request come without a kind. They mean the stream of exactly that name, or else the station. Both
+    /// never exist together: no station has a name that differs from that of a stream in case only.
+    pub fn key(&self, kind: StationKind) -> &str {
+        match kind {
+            StationKind::Station => &self.folded,
+            StationKind::Stream => &self.display,
+        }
+    }
+
+    /// In lower case: the same for all names that differ in case only.
+    pub fn folded(&self) -> &str {
+        &self.folded
     }
 
     /// As it was typed when the station was made.
@@ -106,33 +119,12 @@ impl FromStr for StationName {
     fn from_str(text: &str) -> Result<Self, InvalidName> {
         check(text, "station")?;
         Ok(Self {
-            key: text.to_ascii_lowercase().into(),
             display: text.into(),
+            folded: text.to_ascii_lowercase().into(),
         })
     }
 }
 
-impl PartialEq for StationName {
-    fn eq(&self, other: &Self) -> bool {
-        self.key == other.key
-    }
-}
-impl Eq for StationName {}
-impl PartialOrd for StationName {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for StationName {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.key.cmp(&other.key)
-    }
-}
-impl std::hash::Hash for StationName {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.key.hash(state);
-    }
-}
 impl fmt::Display for StationName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.display)
@@ -215,8 +207,17 @@ mod tests {
     #[test]
     fn station_names_ignore_case_and_keep_the_display_form() {
         let name: StationName = "Orders".parse().unwrap();
-        assert_eq!(name, "oRDERS".parse().unwrap());
-        assert_eq!((name.key(), name.display()), ("orders", "Orders"));
+        let other: StationName = "oRDERS".parse().unwrap();
+        assert_eq!(name.key(StationKind::Station), other.key(StationKind::Station));
+        assert_eq!((name.folded(), name.display()), ("orders", "Orders"));
+    }
+
+    #[test]
+    fn stream_names_are_kept_byte_for_byte() {
+        let name: StationName = "Str".parse().unwrap();
+        let other: StationName = "str".parse().unwrap();
+        assert_eq!(name.key(StationKind::Stream), "Str");
+        assert_ne!(name.key(StationKind::Stream), other.key(StationKind::Stream));
     }
 
     #[test]

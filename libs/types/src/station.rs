@@ -7,7 +7,7 @@ use crate::InvalidId;
 pub enum StationKind {
     /// Made through gRPC, REST or the command line: any number of partitions, names ignore case.
     Station,
-    /// Made through a stream door: exactly one partition, name kept byte for byte.
+    /// Made through a stream door: exactly one partition, name kept byte for byte: `Str` and `str` are two streams.
     Stream,
 }
 

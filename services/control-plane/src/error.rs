@@ -71,6 +71,20 @@ pub enum ControlError {
         /// Setting that was asked for.
         wanted: String,
     },
+    /// The name can be mistaken for another one.
+    #[error(
+        "{kind} `{station}` cannot be made beside {other_kind} `{other}`: names of stations ignore upper and lower case, so that one could be mistaken for the other; use another name"
+    )]
+    NameTaken {
+        /// Name.
+        station: String,
+        /// What it was to be.
+        kind: &'static str,
+        /// Name that is like it.
+        other: String,
+        /// What that one is.
+        other_kind: &'static str,
+    },
     /// Replicas cannot be placed.
     #[error("station `{station}`: {source}")]
     Placement {
@@ -125,7 +139,9 @@ impl Boundary for ControlError {
             Self::Invalid(_) => ErrorKind::InvalidArgument,
             Self::TooLarge(_) => ErrorKind::TooLarge,
             Self::TenantNotFound(_) | Self::StationNotFound(_) => ErrorKind::NotFound,
-            Self::StationDiffers { .. } | Self::NodeTaken { .. } => ErrorKind::AlreadyExists,
+            Self::StationDiffers { .. } | Self::NameTaken { .. } | Self::NodeTaken { .. } => {
+                ErrorKind::AlreadyExists
+            }
             Self::Placement { source, .. } => source.kind(),
             Self::Incompatible { .. } => ErrorKind::Incompatible,
         }

@@ -9,7 +9,9 @@ use ptah_rpc::records::{
     ClusterRecord, ConsumerGroupRecord, Counter, NodeRecord, PlacementRecord, Record, RecordKey, RecordKind,
     RecordValue, StationRecord, UserRecord,
 };
-use ptah_types::{ClusterId, GroupName, NodeId, RaftGroupId, StationId, StationName, TenantName, UserName};
+use ptah_types::{
+    ClusterId, GroupName, NodeId, RaftGroupId, StationId, StationKind, StationName, TenantName, UserName,
+};
 
 /// A value and the revision that wrote it, for preconditions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +39,7 @@ pub struct View {
     revision: u64,
     records: BTreeMap<RecordKey, Record>,
     station_keys: BTreeMap<StationId, RecordKey>,
+    folded_names: BTreeMap<(TenantName, String), BTreeSet<RecordKey>>,
     placements_of: BTreeMap<NodeId, BTreeSet<RecordKey>>,
     firsts: BTreeMap<NodeId, usize>,
     unfinished: BTreeSet<RecordKey>,
@@ -52,6 +55,7 @@ impl View {
             revision,
             records: BTreeMap::new(),
             station_keys: BTreeMap::new(),
+            folded_names: BTreeMap::new(),
             placements_of: BTreeMap::new(),
             firsts: BTreeMap::new(),
             unfinished: BTreeSet::new(),
@@ -119,6 +123,10 @@ impl View {
         match &record.value {
             RecordValue::Station(station) => {
                 self.station_keys.insert(station.id, record.key.clone());
+                self.folded_names
+                    .entry(folded_name(record, station))
+                    .or_default()
+                    .insert(record.key.clone());
             }
             RecordValue::Placement(placement) => {
                 for replica in &placement.replicas {
@@ -142,6 +150,13 @@ impl View {
         match &record.value {
             RecordValue::Station(station) => {
                 self.station_keys.remove(&station.id);
+                let name = folded_name(record, station);
+                if let Some(keys) = self.folded_names.get_mut(&name) {
+                    keys.remove(&record.key);
+                    if keys.is_empty() {
+                        self.folded_names.remove(&name);
+                    }
+                }
             }
             RecordValue::Placement(placement) => {
                 for replica in &placement.replicas {
@@ -173,9 +188,23 @@ impl View {
         }
     }
 
-    /// A station by name.
+    /// The station of that name: the stream of exactly that name, or else the station.
     pub fn station(&self, tenant: &TenantName, name: &StationName) -> Option<Versioned<&StationRecord>> {
-        self.station_at(&RecordKey::station(tenant, name))
+        let of_kind = |kind| {
+            let found = self.station_at(&RecordKey::station(tenant, name, kind));
+            found.filter(|station| station.value.kind == kind)
+        };
+        of_kind(StationKind::Stream).or_else(|| of_kind(StationKind::Station))
+    }
+
+    /// Stations of any kind whose names are the same when upper and lower case are not told apart.
+    pub fn stations_like(
+        &self,
+        tenant: &TenantName,
+        name: &StationName,
+    ) -> impl Iterator<Item = Versioned<&StationRecord>> {
+        let keys = self.folded_names.get(&(tenant.clone(), name.folded().to_owned()));
+        keys.into_iter().flatten().filter_map(|key| self.station_at(key))
     }
 
     /// A station by id.
@@ -342,6 +371,10 @@ impl View {
         self.tombstones
             .retain(|_, tombstone| tombstone.revision > floor || !tombstone.waiting.is_empty());
     }
+}
+
+fn folded_name(record: &Record, station: &StationRecord) -> (TenantName, String) {
+    (record.key.tenant.clone(), station.name.folded().to_owned())
 }
 
 #[cfg(test)]

@@ -122,7 +122,7 @@ fn catalog() -> Catalog {
         generation: 1,
     };
     view.apply(record(
-        RecordKey::station(&tenant, &orders.name),
+        RecordKey::station(&tenant, &orders.name, orders.kind),
         RecordValue::Station(orders),
     ));
     for number in 1..=PARTITIONS {

@@ -356,7 +356,7 @@ impl Stations {
         let last = stations.last().filter(|_| more);
         Ok(StationPage {
             next_page_token: last
-                .map(|station| station.record.name.key().to_owned())
+                .map(|station| station.record.name.key(station.record.kind).to_owned())
                 .unwrap_or_default(),
             stations,
         })

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use ptah_types::{GroupName, NodeId, PartitionKey, StationId, StationName, TenantName, UserName};
+use ptah_types::{
+    GroupName, NodeId, PartitionKey, StationId, StationKind, StationName, TenantName, UserName,
+};
 
 /// Kind of a record.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -109,9 +111,9 @@ impl RecordKey {
         Self::system(RecordKind::Cluster, "cluster".to_owned())
     }
 
-    /// A station, by its canonical name.
-    pub fn station(tenant: &TenantName, name: &StationName) -> Self {
-        Self::of(RecordKind::Station, tenant, name.key().to_owned())
+    /// A station of that kind and name.
+    pub fn station(tenant: &TenantName, name: &StationName, kind: StationKind) -> Self {
+        Self::of(RecordKind::Station, tenant, name.key(kind).to_owned())
     }
 
     /// The placement of a partition. Keys of a station sort in order of partitions.

@@ -166,7 +166,8 @@ fn keys_are_spelled_as_stored() {
         partition: PartitionNumber::new(11).unwrap(),
     };
     let keys = [
-        RecordKey::station(&tenant, &"Orders".parse().unwrap()),
+        RecordKey::station(&tenant, &"Orders".parse().unwrap(), StationKind::Station),
+        RecordKey::station(&tenant, &"Orders".parse().unwrap(), StationKind::Stream),
         RecordKey::placement(&partition),
         RecordKey::consumer_group(&tenant, station, &"Audit".parse().unwrap()),
         RecordKey::user(&tenant, &"root".parse().unwrap()),
@@ -177,6 +178,7 @@ fn keys_are_spelled_as_stored() {
     let spelled = keys.map(|key| key.to_string());
     let expected = [
         "station `default/orders`",
+        "station `default/Orders`",
         "placement `default/000000000000002a/0000000b`",
         "consumer group `default/000000000000002a/Audit`",
         "user `default/root`",

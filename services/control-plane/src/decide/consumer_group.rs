@@ -113,7 +113,7 @@ pub(super) fn ensure(
     });
     // The station must still be the one that was found: a group of a deleted station would stay for ever.
     change.require(
-        RecordKey::station(&request.tenant, &request.station),
+        RecordKey::station(&request.tenant, &station.value.name, station.value.kind),
         station.revision,
     );
     let record = ConsumerGroupRecord {

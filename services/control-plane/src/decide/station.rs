@@ -94,6 +94,7 @@ pub(super) fn create(
             created: *proposed == Some(station.value.id),
         }));
     }
+    check_unmistakable(view, request)?;
     let places = place(
         request.partitions,
         request.replicas.get(),
@@ -112,7 +113,7 @@ pub(super) fn create(
         revision,
         created: true,
     });
-    let station_key = RecordKey::station(&request.tenant, &request.name);
+    let station_key = RecordKey::station(&request.tenant, &request.name, request.kind);
     change.put(
         station_key,
         0,
@@ -187,12 +188,36 @@ fn placement_record(
     })
 }
 
+/// Refuses a station whose name differs in case only from that of a stream, and the other way round: the name of the
+/// station would mean the stream in some spellings. Streams among themselves may differ in case.
+fn check_unmistakable(view: &View, request: &CreateStation) -> Result<(), ControlError> {
+    let like = view.stations_like(&request.tenant, &request.name);
+    let both_streams =
+        |other: StationKind| other == StationKind::Stream && request.kind == StationKind::Stream;
+    match like
+        .map(|station| station.value)
+        .find(|other| !both_streams(other.kind))
+    {
+        Some(other) => Err(ControlError::NameTaken {
+            station: request.name.display().to_owned(),
+            kind: kind_name(request.kind),
+            other: other.name.display().to_owned(),
+            other_kind: kind_name(other.kind),
+        }),
+        None => Ok(()),
+    }
+}
+
+const fn kind_name(kind: StationKind) -> &'static str {
+    match kind {
+        StationKind::Station => "station",
+        StationKind::Stream => "stream",
+    }
+}
+
 /// Refuses a station that exists with other settings, naming the first that differs.
 fn check_same(station: &StationRecord, request: &CreateStation) -> Result<(), ControlError> {
-    let kind = |kind: StationKind| match kind {
-        StationKind::Station => "kind station",
-        StationKind::Stream => "kind stream",
-    };
+    let kind = |kind: StationKind| format!("kind {}", kind_name(kind));
     let differs = |has: String, wanted: String| {
         Err(ControlError::StationDiffers {
             station: station.name.display().to_owned(),
@@ -201,7 +226,7 @@ fn check_same(station: &StationRecord, request: &CreateStation) -> Result<(), Co
         })
     };
     if station.kind != request.kind {
-        return differs(kind(station.kind).to_owned(), kind(request.kind).to_owned());
+        return differs(kind(station.kind), kind(request.kind));
     }
     if station.partitions != request.partitions {
         return differs(
@@ -240,7 +265,7 @@ pub(super) fn delete(view: &View, request: &DeleteStation) -> Result<Step<u64>, 
     let station = station.ok_or_else(|| ControlError::StationNotFound(request.name.display().to_owned()))?;
     let mut change = Change::new(|revision| revision);
     change.delete(
-        RecordKey::station(&request.tenant, &request.name),
+        RecordKey::station(&request.tenant, &station.value.name, station.value.kind),
         station.revision,
     );
     for kind in [RecordKind::Placement, RecordKind::ConsumerGroup] {

@@ -195,6 +195,34 @@ fn the_same_station_again_is_found_and_another_one_is_refused_by_its_difference(
 }
 
 #[test]
+fn streams_are_told_apart_by_case_and_never_stand_beside_a_station_of_a_like_name() {
+    let stream = |name: &str| CreateStation {
+        kind: StationKind::Stream,
+        partitions: 1,
+        ..request(name)
+    };
+    let view = after(cluster(), &change(create(&cluster(), &stream("Str"), 3)));
+    let view = after(view.clone(), &change(create(&view, &stream("str"), 3)));
+    let id = |name: &str| {
+        let found = view.station(&tenant(), &name.parse().unwrap());
+        found.map(|station| station.value.id.get())
+    };
+    assert_eq!((id("Str"), id("str"), id("STR")), (Some(1), Some(2), None));
+    match create(&view, &stream("Str"), 3) {
+        Ok(Step::Done(found)) => assert_eq!(found.id.get(), 1),
+        _ => panic!("not found"),
+    }
+    for name in ["STR", "Str"] {
+        let error = refused(create(&view, &request(name), 3));
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+        assert!(error.to_string().contains("another name"), "{error}");
+    }
+    let view = after(cluster(), &change(create(&cluster(), &request("Orders"), 3)));
+    let error = refused(create(&view, &stream("oRDERS"), 3));
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+}
+
+#[test]
 fn an_attempt_whose_outcome_was_unknown_is_recognised_as_ours() {
     let mut proposed = None;
     let now = Timestamp::default();

@@ -37,7 +37,7 @@ pub(crate) fn deleted(revision: u64, record: &Record) -> Record {
 
 pub(crate) fn station(revision: u64, station: u64, name: &str) -> Record {
     let name: StationName = name.parse().unwrap();
-    let key = RecordKey::station(&tenant(), &name);
+    let key = RecordKey::station(&tenant(), &name, StationKind::Station);
     let value = StationRecord {
         id: StationId::new(station).unwrap(),
         name,

@@ -11,8 +11,8 @@ use ptah_rpc::records::{
     UserRecord,
 };
 use ptah_types::{
-    ConsumerGroupId, GroupName, NodeId, PartitionKey, PartitionNumber, RaftGroupId, StationId, StationName,
-    TenantName, UserName,
+    ConsumerGroupId, GroupName, NodeId, PartitionKey, PartitionNumber, RaftGroupId, StationId, StationKind,
+    StationName, TenantName, UserName,
 };
 
 /// A station as the catalog has it.
@@ -51,6 +51,22 @@ impl Station {
     }
 }
 
+/// Key of a station's name. Sorts without regard to case, so that lists are in the order that people expect.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct SortedName {
+    folded: String,
+    key: String,
+}
+
+impl SortedName {
+    fn of(key: &str) -> Self {
+        Self {
+            folded: key.to_ascii_lowercase(),
+            key: key.to_owned(),
+        }
+    }
+}
+
 /// A consumer group as the catalog has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsumerGroup {
@@ -68,8 +84,8 @@ pub struct ConsumerGroup {
 #[derive(Debug, Default, Clone)]
 pub struct CatalogView {
     records: BTreeMap<RecordKey, Record>,
-    stations: BTreeMap<(TenantName, String), Arc<Station>>,
-    station_names: BTreeMap<StationId, (TenantName, String)>,
+    stations: BTreeMap<(TenantName, SortedName), Arc<Station>>,
+    station_names: BTreeMap<StationId, (TenantName, SortedName)>,
     placements: BTreeMap<StationId, BTreeMap<u32, Arc<PlacementRecord>>>,
     groups: BTreeMap<StationId, BTreeMap<GroupName, Arc<ConsumerGroup>>>,
     users: BTreeMap<(TenantName, UserName), Arc<UserRecord>>,
@@ -124,7 +140,7 @@ impl CatalogView {
     }
 
     fn insert_station(&mut self, tenant: &TenantName, record: &StationRecord, revision: u64) {
-        let name = (tenant.clone(), record.name.key().to_owned());
+        let name = (tenant.clone(), SortedName::of(record.name.key(record.kind)));
         let station = Station {
             tenant: tenant.clone(),
             partitions: NonZeroU32::new(record.partitions).unwrap_or(NonZeroU32::MIN),
@@ -145,7 +161,7 @@ impl CatalogView {
         match &record.value {
             RecordValue::Station(station) => {
                 self.station_names.remove(&station.id);
-                let name = (tenant.clone(), station.name.key().to_owned());
+                let name = (tenant.clone(), SortedName::of(station.name.key(station.kind)));
                 if self
                     .stations
                     .get(&name)
@@ -196,9 +212,14 @@ impl CatalogView {
         self.records.is_empty()
     }
 
-    /// The station of that name.
+    /// The station of that name: the stream of exactly that name, or else the station.
     pub fn station(&self, tenant: &TenantName, name: &StationName) -> Option<&Arc<Station>> {
-        self.stations.get(&(tenant.clone(), name.key().to_owned()))
+        let of_kind = |kind| {
+            let key = (tenant.clone(), SortedName::of(name.key(kind)));
+            let found = self.stations.get(&key);
+            found.filter(|station| station.record.kind == kind)
+        };
+        of_kind(StationKind::Stream).or_else(|| of_kind(StationKind::Station))
     }
 
     /// Whether the station is still there.
@@ -213,13 +234,13 @@ impl CatalogView {
 
     /// Stations of a tenant in order of their names, beginning after `after`.
     pub fn stations_after(&self, tenant: &TenantName, after: &str) -> impl Iterator<Item = &Arc<Station>> {
-        let begin = (tenant.clone(), after.to_owned());
+        let begin = (tenant.clone(), SortedName::of(after));
         let tenant = tenant.clone();
         let skip = begin.clone();
         self.stations
             .range(begin..)
             .take_while(move |((of, _), _)| *of == tenant)
-            .filter(move |(name, _)| skip.1.is_empty() || **name != skip)
+            .filter(move |(name, _)| skip.1.key.is_empty() || **name != skip)
             .map(|(_, station)| station)
     }
 
@@ -257,5 +278,73 @@ impl CatalogView {
     /// A storage node.
     pub fn node(&self, id: NodeId) -> Option<&Arc<NodeRecord>> {
         self.nodes.get(&id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ptah_types::{ReplicaCount, Storage, Timestamp};
+
+    use super::*;
+
+    fn station(id: u64, name: &str, kind: StationKind) -> Record {
+        let name: StationName = name.parse().unwrap();
+        let tenant = TenantName::default_tenant();
+        Record {
+            key: RecordKey::station(&tenant, &name, kind),
+            revision: id,
+            created_revision: id,
+            deleted: false,
+            value: RecordValue::Station(StationRecord {
+                id: StationId::new(id).unwrap(),
+                name,
+                kind,
+                partitions: 1,
+                replicas: ReplicaCount::ONE,
+                storage: Storage::File,
+                max_message_bytes: 1_000,
+                created_at: Timestamp::default(),
+                generation: 1,
+            }),
+        }
+    }
+
+    #[test]
+    fn streams_are_found_by_their_exact_name_and_stations_by_any_case() {
+        let tenant = TenantName::default_tenant();
+        let mut view = CatalogView::default();
+        for (id, name, kind) in [
+            (1, "Zoo", StationKind::Station),
+            (2, "str", StationKind::Stream),
+            (3, "Str", StationKind::Stream),
+            (4, "apple", StationKind::Station),
+        ] {
+            view.apply(station(id, name, kind));
+        }
+        let id = |view: &CatalogView, name: &str| {
+            let found = view.station(&tenant, &name.parse().unwrap());
+            found.map(|station| station.record.id.get())
+        };
+        for (name, expected) in [
+            ("Str", Some(3)),
+            ("str", Some(2)),
+            ("STR", None),
+            ("zOO", Some(1)),
+            ("zoo", Some(1)),
+        ] {
+            assert_eq!(id(&view, name), expected, "{name}");
+        }
+        let names = |after: &str| -> Vec<String> {
+            let stations = view.stations_after(&tenant, after);
+            stations.map(|station| station.record.name.to_string()).collect()
+        };
+        assert_eq!(names(""), ["apple", "Str", "str", "Zoo"]);
+        assert_eq!(names("Str"), ["str", "Zoo"]);
+
+        let mut gone = station(5, "str", StationKind::Stream);
+        gone.deleted = true;
+        gone.value = station(2, "str", StationKind::Stream).value;
+        view.apply(gone);
+        assert_eq!((id(&view, "str"), id(&view, "Str")), (None, Some(3)));
     }
 }

@@ -77,6 +77,7 @@ async fn a_watch_that_was_compacted_away_lists_again_and_drops_what_is_gone() {
     cluster.metadata.delete(ptah_rpc::records::RecordKey::station(
         &TenantName::default_tenant(),
         &"old".parse().unwrap(),
+        ptah_types::StationKind::Station,
     ));
     cluster.control.make(&wanted("new"));
     cluster.metadata.compact();

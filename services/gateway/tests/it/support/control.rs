@@ -10,7 +10,8 @@ use ptah_rpc::records::{
     ConsumerGroupRecord, PlacementRecord, RecordKey, RecordValue, ReplicaPlacement, StationRecord,
 };
 use ptah_types::{
-    ConsumerGroupId, NodeId, PartitionKey, PartitionNumber, RaftGroupId, ReplicaId, StationId, Timestamp,
+    ConsumerGroupId, NodeId, PartitionKey, PartitionNumber, RaftGroupId, ReplicaId, StationId, StationKind,
+    Timestamp,
 };
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
@@ -54,7 +55,7 @@ impl FakeControl {
             created_at: Timestamp::from_millis(1_700_000_000_000),
             generation: 1,
         };
-        let key = RecordKey::station(&wanted.tenant, &wanted.name);
+        let key = RecordKey::station(&wanted.tenant, &wanted.name, wanted.kind);
         let mut revision = self.metadata.put(key, RecordValue::Station(record));
         for number in 1..=wanted.partitions {
             let group = self.id();
@@ -108,7 +109,8 @@ impl ManagementService for FakeControl {
         self.check_up()?;
         let request = request.into_inner();
         let (tenant, name) = (request.tenant.parse().unwrap(), request.name.parse().unwrap());
-        let revision = self.metadata.delete(RecordKey::station(&tenant, &name));
+        let key = RecordKey::station(&tenant, &name, StationKind::Station);
+        let revision = self.metadata.delete(key);
         Ok(Response::new(pb::DeleteStationResponse { revision }))
     }
 

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use ptah_proto::metadata::v1 as pb;
 use ptah_proto::metadata::v1::metadata_service_server::MetadataService;
 use ptah_rpc::records::{Record, RecordKey, RecordValue};
-use ptah_types::{StationId, StationName, TenantName};
+use ptah_types::{StationId, StationKind, StationName, TenantName};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
@@ -78,7 +78,8 @@ impl FakeMetadata {
 
     /// Id of a station.
     pub(crate) fn station(&self, tenant: &TenantName, name: &StationName) -> StationId {
-        match &self.state.lock().live[&RecordKey::station(tenant, name)].value {
+        let key = RecordKey::station(tenant, name, StationKind::Station);
+        match &self.state.lock().live[&key].value {
             RecordValue::Station(station) => station.id,
             other => panic!("{other:?} under the key of a station"),
         }
