@@ -17,8 +17,8 @@ use crate::error::PartitionError;
 pub(crate) struct Stored {
     /// Sequence of its first message.
     pub(crate) base_sequence: Sequence,
-    /// Time of its messages; `None` for one that was stored too long ago to know without reading it.
-    pub(crate) timestamp: Option<Timestamp>,
+    /// Time of its messages.
+    pub(crate) timestamp: Timestamp,
     /// Whether an earlier append had stored it.
     pub(crate) duplicate: bool,
 }
@@ -226,7 +226,7 @@ mod tests {
     fn stored(sequence: u64) -> Outcome {
         Ok(Stored {
             base_sequence: Sequence::new(sequence).unwrap(),
-            timestamp: None,
+            timestamp: Timestamp(7),
             duplicate: false,
         })
     }

@@ -188,7 +188,7 @@ fn result(answer: Answer) -> pb::AppendResult {
     let outcome = match answer.outcome {
         Ok(stored) => Outcome::Stored(pb::AppendStored {
             base_sequence: stored.base_sequence.get(),
-            timestamp_ns: stored.timestamp.map_or(0, |timestamp| timestamp.0),
+            timestamp_ns: stored.timestamp.0,
             duplicate: stored.duplicate,
         }),
         Err(refusal) => Outcome::Refused(pb::AppendRefused {

@@ -219,7 +219,7 @@ impl PartitionLeader {
                 metrics.append_bytes.inc_by(entry.permit.bytes());
                 let mut stored = Stored {
                     base_sequence: entry.stamp.base_sequence,
-                    timestamp: Some(entry.stamp.timestamp),
+                    timestamp: entry.stamp.timestamp,
                     duplicate: false,
                 };
                 if let Some(reply) = entry.reply {
@@ -317,7 +317,7 @@ impl InFlight {
 fn stored_before(appended: Appended) -> Stored {
     Stored {
         base_sequence: appended.base_sequence,
-        timestamp: None,
+        timestamp: appended.timestamp,
         duplicate: true,
     }
 }

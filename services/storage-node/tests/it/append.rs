@@ -37,10 +37,11 @@ async fn a_retried_number_is_answered_with_its_first_result() {
     let mut appender = node.appender().await;
     appender.channel(1, group_id(1)).await;
     appender.send(1, 1, &batch(&["once"])).await;
-    appender.stored().await;
+    let first = appender.stored().await.1;
     appender.send(1, 1, &batch(&["once"])).await;
     let (number, stored) = appender.stored().await;
     assert_eq!((number, stored.base_sequence, stored.duplicate), (1, 1, true));
+    assert_eq!(stored.timestamp_ns, first.timestamp_ns);
     assert_eq!(node.everything().await, ["once"]);
 }
 

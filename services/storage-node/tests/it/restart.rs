@@ -45,6 +45,7 @@ async fn an_append_that_is_retried_after_a_restart_is_stored_once() {
     appender.send(1, 2, &batch(&numbered(3, 1))).await;
     let (_, first) = appender.stored().await;
     assert_eq!((first.base_sequence, first.duplicate), (1, true));
+    assert!(first.timestamp_ns > 0, "the time of the first answer");
     assert_eq!(appender.stored().await.1.base_sequence, 3);
     assert_eq!(node.everything().await, numbered(1, 3));
 }
