@@ -238,12 +238,7 @@ impl ControlLoop {
     }
 
     /// Reports until the node stops; at once when the state of a replica changed.
-    pub(crate) async fn run(
-        mut self,
-        node: Arc<Node>,
-        keeper: PlacementKeeper,
-        stopping: Stopping,
-    ) {
+    pub(crate) async fn run(mut self, node: Arc<Node>, keeper: PlacementKeeper, stopping: Stopping) {
         let mut changes = node.host.watch_replicas();
         loop {
             let Some(registered) = self.register_again(&stopping).await else {

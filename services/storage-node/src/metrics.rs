@@ -35,6 +35,8 @@ pub(crate) struct NodeMetrics {
     pub(crate) acks_lost: Counter,
     /// Times that messages went out again because their ack deadline had passed.
     pub(crate) ack_deadlines_passed: Counter,
+    /// Messages set aside for a consumer group because they cannot be read.
+    pub(crate) set_aside_messages: Counter,
     /// Append streams open.
     pub(crate) append_streams: Gauge,
     /// Delivery streams open.
@@ -79,6 +81,10 @@ impl NodeMetrics {
         let acked_messages = counter("acked_messages", "Messages acknowledged");
         let acks_lost = counter("acks_lost", "Acknowledgements for pulls that are not known");
         let ack_deadlines_passed = counter("ack_deadlines_passed", "Times that ack deadlines passed");
+        let set_aside_messages = counter(
+            "set_aside_messages",
+            "Messages set aside for a consumer group because they cannot be read",
+        );
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::<i64>::default();
             registry.register(name, help, gauge.clone());
@@ -106,6 +112,7 @@ impl NodeMetrics {
             acked_messages,
             acks_lost,
             ack_deadlines_passed,
+            set_aside_messages,
         }
     }
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use ptah_raft::{GroupLeadership, RaftHost, ReadMessagesError};
+use ptah_raft::{GroupLeadership, RaftHost, ReadMessagesError, Replica};
 use ptah_service::Tasks;
 use ptah_types::{PartitionKey, RaftGroupId, Term};
 
 use crate::budget::Budget;
+use crate::deliver::is_alone;
 use crate::error::PartitionError;
 use crate::leader::{Beginning, PartitionLeader, PartitionSettings};
 use crate::shared::Shared;
@@ -188,15 +189,19 @@ impl Node {
     }
 
     /// What a failed read means to the caller.
-    pub(crate) fn read_error(&self, group: RaftGroupId, error: ReadMessagesError) -> PartitionError {
+    pub(crate) fn read_error(&self, replica: &Replica, error: ReadMessagesError) -> PartitionError {
         match error {
             ReadMessagesError::Dropped { first } => {
                 let why = format!("messages before {first} are not kept any more");
                 PartitionError::Unavailable(why.into())
             }
             ReadMessagesError::Unavailable(why) => PartitionError::Unavailable(why.to_string().into()),
+            ReadMessagesError::Damaged(why) if !is_alone(replica) => {
+                let why = format!("messages are damaged here, another replica takes over ({why})");
+                PartitionError::Unavailable(why.into())
+            }
             damaged @ ReadMessagesError::Damaged(..) => PartitionError::Damaged {
-                group,
+                group: replica.group(),
                 why: damaged.to_string(),
             },
         }

@@ -1,8 +1,10 @@
 //! What `/status` says of the node.
 
 use ptah_raft::ReplicaStatus;
+use ptah_types::ConsumerGroupId;
 use serde_json::{Value, json};
 
+use crate::leader::PartitionLeader;
 use crate::node::Node;
 use crate::placement::PlacementKeeper;
 
@@ -16,13 +18,23 @@ pub(crate) fn status(node: &Node, keeper: &PlacementKeeper) -> Value {
         .iter()
         .map(|(group, trouble)| json!({ "group": group.to_hex(), "trouble": trouble }))
         .collect();
+    let led = node.led();
+    let set_aside: Vec<_> = led.iter().flat_map(|leader| set_aside(leader)).collect();
     json!({
         "placement": { "epoch": view.fence.epoch, "revision": view.fence.revision, "troubles": troubles },
         "disk": { "total_bytes": total_bytes, "free_bytes": free_bytes, "refuses_messages": node.shared.disk.is_full() },
         "append_bytes_held": node.append_budget.held_bytes(),
-        "partitions_led": node.led().len(),
+        "partitions_led": led.len(),
+        "set_aside": set_aside,
         "replicas": replicas,
     })
+}
+
+/// What a led partition keeps from its consumer groups because it cannot be read.
+fn set_aside(leader: &PartitionLeader) -> Vec<Value> {
+    let partition = leader.core().replica.key().to_string();
+    let tell = |(group, messages): (ConsumerGroupId, u64)| json!({ "partition": partition, "consumer_group": group.get(), "messages": messages });
+    leader.set_aside().into_iter().map(tell).collect()
 }
 
 fn replica(status: &ReplicaStatus) -> Value {

@@ -1,6 +1,6 @@
 //! Reading messages by sequence and by time.
 
-use ptah_types::{Sequence, Timestamp};
+use ptah_types::{LogIndex, Sequence, Timestamp};
 
 use super::GroupLog;
 use super::read::{ATTEMPTS, Budget, Plan, StreamReader, plans};
@@ -120,6 +120,33 @@ impl GroupLog {
         let dir = plan.dir_number;
         let mut reader = StreamReader::new(self, dir, plan.segments, Target::Sequence(from), max);
         let mut budget = Budget::new(max);
+        // What is whole before something damaged is given; the next call tells the damage.
+        if let Err(error) = self.collect_messages(&mut reader, &mut budget, from, upto, (dir, last))
+            && budget.frames.is_empty()
+        {
+            return Err(error);
+        }
+        if budget.frames.is_empty() {
+            let (first, next) = last.unwrap_or_default();
+            let path = self.segment_name(dir, StreamKind::Messages, first).path;
+            return Err(Damage::new(
+                path,
+                0,
+                format!("sequence {from} is in no segment, the last ends at {next}"),
+            )
+            .into());
+        }
+        Ok(budget.frames)
+    }
+
+    fn collect_messages(
+        &self,
+        reader: &mut StreamReader<'_>,
+        budget: &mut Budget,
+        from: Sequence,
+        upto: Sequence,
+        (dir, last): (u64, Option<(LogIndex, u64)>),
+    ) -> Result<(), ReadError> {
         let mut expected = None;
         while let Some(header) = reader.peek()? {
             let fields = header.fields();
@@ -148,17 +175,7 @@ impl GroupLog {
                 budget.add(frame);
             }
         }
-        if budget.frames.is_empty() {
-            let (first, next) = last.unwrap_or_default();
-            let path = self.segment_name(dir, StreamKind::Messages, first).path;
-            return Err(Damage::new(
-                path,
-                0,
-                format!("sequence {from} is in no segment, the last ends at {next}"),
-            )
-            .into());
-        }
-        Ok(budget.frames)
+        Ok(())
     }
 
     /// First message whose frame's time is at or after `time`; `None` when all are earlier. Blocking.

@@ -377,10 +377,28 @@ fn may_come_back(kind: ErrorKind, failures: u32) -> bool {
     match kind {
         // A node that was just made leader, or just got the replica, may not know the group yet.
         ErrorKind::NotFound | ErrorKind::Conflict => failures < 20,
-        ErrorKind::DataDamaged
-        | ErrorKind::InvalidArgument
-        | ErrorKind::TooLarge
-        | ErrorKind::PermissionDenied => false,
+        ErrorKind::InvalidArgument | ErrorKind::TooLarge | ErrorKind::PermissionDenied => false,
+        // Also damage: its node tells it, another replica may take over, and other partitions must not suffer.
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_at_one_partition_ends_no_stream_and_a_wrong_request_does() {
+        for kind in [
+            ErrorKind::DataDamaged,
+            ErrorKind::NotLeader,
+            ErrorKind::Unavailable,
+        ] {
+            assert!(may_come_back(kind, u32::MAX), "{kind:?}");
+        }
+        for kind in [ErrorKind::InvalidArgument, ErrorKind::PermissionDenied] {
+            assert!(!may_come_back(kind, 1), "{kind:?}");
+        }
+        assert!(may_come_back(ErrorKind::NotFound, 19) && !may_come_back(ErrorKind::NotFound, 20));
     }
 }

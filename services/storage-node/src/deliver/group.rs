@@ -178,12 +178,13 @@ impl GroupDelivery {
         lease
     }
 
-    /// Tells that messages go out to the pull now. Returns the parts that it still holds: send exactly those.
-    pub(crate) fn mark_sent(&self, consumer: ConsumerId, range: SequenceRange) -> Vec<SequenceRange> {
+    /// Tells that messages of a lease go out now. Returns the parts that its holder still holds for this delivery: send
+    /// exactly those.
+    pub(crate) fn mark_sent(&self, lease: &Lease) -> Vec<SequenceRange> {
         let now = self.core.shared.steady.now();
         let mut state = self.state.lock();
-        let sent = state.deliveries.mark_sent(consumer, range, now);
-        if let Some(pull) = state.pulls.get_mut(&consumer) {
+        let sent = state.deliveries.mark_lease_sent(lease, now);
+        if let Some(pull) = state.pulls.get_mut(&lease.consumer) {
             let messages: u64 = sent.iter().map(|part| part.count()).sum();
             pull.credit.messages = pull.credit.messages.saturating_sub(messages);
         }

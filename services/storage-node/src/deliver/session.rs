@@ -10,13 +10,12 @@ use std::task::{Context, Poll};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, Stream as _};
 use ptah_partition::{BatchError, ConsumerId, Lease, SequenceRange};
-use ptah_raft::{ReadMessagesError, StoredBatch};
-use ptah_types::limits::TARGET_BATCH_BYTES;
 use ptah_types::{ConsumerGroupId, PartitionKey, RaftGroupId};
 
 use super::cut::{self, Piece};
 use super::group::{Credit, GroupDelivery};
 use super::outbox::{DeliverEvent, Outbox, Part};
+use super::reading::{Read, behind, read};
 use super::rounds::AckReply;
 use super::views::{ReadBatch, Views};
 use crate::error::PartitionError;
@@ -79,13 +78,6 @@ struct Pull {
     /// Marked as sent and not yet wholly on the wire.
     pieces: VecDeque<Piece>,
     reading: bool,
-}
-
-/// A read that ended.
-struct Read {
-    pull_id: u64,
-    lease: Lease,
-    result: Result<Vec<StoredBatch>, ReadMessagesError>,
 }
 
 impl DeliverSession {
@@ -262,17 +254,7 @@ impl DeliverSession {
         }
         pull.reading = true;
         let replica = pull.group.core().replica.clone();
-        let read = async move {
-            let (from, last) = (lease.range.first(), lease.range.last());
-            let upto = last.next().unwrap_or(last);
-            let result = replica.read(from, upto, TARGET_BATCH_BYTES as u64).await;
-            Read {
-                pull_id,
-                lease,
-                result,
-            }
-        };
-        self.reads.push(Box::pin(read));
+        self.reads.push(Box::pin(read(replica, pull_id, lease)));
     }
 
     fn take_read(&mut self, read: Read) {
@@ -280,14 +262,26 @@ impl DeliverSession {
             return;
         };
         pull.reading = false;
-        match read.result {
-            Ok(batches) => {
-                let batches = batches.into_iter().map(ReadBatch::new).collect();
-                self.cut(read.pull_id, read.lease, batches);
-            }
-            Err(error) => {
-                let error = self.node.read_error(pull.group.core().replica.group(), error);
+        let mut lease = Some(read.lease);
+        if let Some(damaged) = &read.damaged {
+            pull.group.set_aside(pull.consumer, damaged.range, &damaged.why);
+            lease = behind(read.lease, damaged.range);
+        }
+        match (read.result, lease) {
+            (Err(error), _) => {
+                let error = self.node.read_error(&pull.group.core().replica, error);
                 self.fail(read.pull_id, error);
+            }
+            (Ok(batches), Some(lease)) if read.damaged.is_none() || !batches.is_empty() => {
+                let batches = batches.into_iter().map(ReadBatch::new).collect();
+                self.cut(read.pull_id, lease, batches);
+            }
+            // Nothing whole so far.
+            (Ok(_), lease) => {
+                if let Some(lease) = lease {
+                    pull.group.put_back(pull.consumer, lease);
+                }
+                self.ready.push_back(read.pull_id);
             }
         }
     }
@@ -298,31 +292,32 @@ impl DeliverSession {
             return;
         };
         let group = pull.group.core().replica.group();
-        let mut rest = Some(lease.range);
-        let mut failed = None;
+        let mut rest = Some(lease);
+        let mut set_aside = false;
         for mut batch in batches {
-            if let Err(error) = pull.take_from(&mut batch, &mut rest, lease.delivery_count) {
-                let why = error.to_string();
-                failed = Some(PartitionError::Damaged { group, why });
-                break;
+            if let Err(error) = pull.take_from(&mut batch, &mut rest) {
+                let unreadable = rest.and_then(|rest| Some((rest, cut::overlap(&batch, rest.range)?)));
+                if let Some((lease, range)) = unreadable {
+                    pull.group.set_aside(pull.consumer, range, &error.to_string());
+                    rest = behind(lease, range);
+                    set_aside = true;
+                }
+                continue;
             }
-            let more = rest.is_some_and(|rest| cut::overlap(&batch, rest).is_some());
+            let more = rest.is_some_and(|rest| cut::overlap(&batch, rest.range).is_some());
             if more || batch.reaches_behind(lease.range) {
                 self.views.keep(group, batch);
                 break;
             }
         }
         self.in_hand_bytes += pull.pieces_bytes();
-        if let Some(range) = rest {
-            if range == lease.range && !pull.group.credit(pull.consumer).is_used_up() {
-                failed = failed.or(Some(PartitionError::Unavailable(
-                    "leased messages were not found".into(),
-                )));
+        if let Some(rest) = rest {
+            let stuck = rest == lease && !set_aside && !pull.group.credit(pull.consumer).is_used_up();
+            pull.group.put_back(pull.consumer, rest);
+            if stuck {
+                let why = PartitionError::Unavailable("leased messages were not found".into());
+                return self.fail(pull_id, why);
             }
-            pull.group.put_back(pull.consumer, Lease { range, ..lease });
-        }
-        if let Some(error) = failed {
-            return self.fail(pull_id, error);
         }
         if pull.pieces.is_empty() {
             self.ready.push_back(pull_id);
@@ -376,29 +371,29 @@ impl Pull {
     }
 
     /// Makes pieces of the messages of `rest` that are in the batch, as far as the credit goes, and shortens `rest`.
-    fn take_from(
-        &mut self,
-        batch: &mut ReadBatch,
-        rest: &mut Option<SequenceRange>,
-        delivery_count: u32,
-    ) -> Result<(), BatchError> {
-        while let Some(wanted) = rest.and_then(|rest| cut::overlap(batch, rest)) {
+    fn take_from(&mut self, batch: &mut ReadBatch, rest: &mut Option<Lease>) -> Result<(), BatchError> {
+        while let Some(lease) = *rest
+            && let Some(wanted) = cut::overlap(batch, lease.range)
+        {
             let credit = self.group.credit(self.consumer);
             if credit.is_used_up() {
                 break;
             }
             let wanted = super::group::split(wanted, credit.messages).map_or(wanted, |(first, _)| first);
             let fitting = cut::fitting(batch, wanted, credit.bytes)?;
+            let sending = Lease {
+                range: fitting,
+                ..lease
+            };
             let (mut messages, mut bytes) = (0, 0);
-            for range in self.group.mark_sent(self.consumer, fitting) {
-                let piece = cut::piece(batch, range, delivery_count)?;
+            for range in self.group.mark_sent(&sending) {
+                let piece = cut::piece(batch, range, lease.delivery_count)?;
                 messages += range.count();
                 bytes += piece.payload.len() as u64;
                 self.pieces.push_back(piece);
             }
             self.group.charge(self.consumer, messages, bytes);
-            let after = fitting.last().next();
-            *rest = rest.and_then(|rest| SequenceRange::new(after?, rest.last()));
+            *rest = behind(lease, fitting);
         }
         Ok(())
     }

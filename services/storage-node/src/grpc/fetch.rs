@@ -110,7 +110,7 @@ impl Fetching {
         let max_bytes = self.bytes_left.min(TARGET_BATCH_BYTES as u64);
         let group = core.replica.group();
         let batches = core.replica.read(rest.first(), upto, max_bytes).await;
-        let batches = batches.map_err(|error| status(self.node.read_error(group, error)))?;
+        let batches = batches.map_err(|error| status(self.node.read_error(&core.replica, error)))?;
         let read = StoredPieces::cut(group, batches, rest, self.bytes_left).map_err(status)?;
         self.bytes_left = self.bytes_left.saturating_sub(read.bytes);
         self.rest = read.rest.filter(|after| *after != rest);

@@ -111,6 +111,13 @@ impl PartitionLeader {
         })
     }
 
+    /// Messages that are set aside because they cannot be read, by consumer group; groups without any are left out.
+    pub(crate) fn set_aside(&self) -> Vec<(ConsumerGroupId, u64)> {
+        let groups = self.groups.read();
+        let aside = groups.iter().map(|(id, group)| (*id, group.messages_set_aside()));
+        aside.filter(|(_, messages)| *messages > 0).collect()
+    }
+
     /// Messages were added: pulls that wait get them.
     pub(super) fn messages_were_added(&self) {
         let groups = self.groups.read();

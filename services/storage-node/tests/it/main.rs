@@ -7,6 +7,7 @@
 )]
 
 mod append;
+mod damage;
 mod deliver;
 mod harness;
 mod placement;

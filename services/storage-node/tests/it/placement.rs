@@ -166,7 +166,10 @@ async fn a_node_that_is_refused_while_it_runs_serves_on_says_so_and_asks_again()
     node.store(1, &[numbered(1, 2)]).await;
     soon("readiness", node.health.until_ready()).await;
     control.refuse("address of node 1 is the one of live node 2");
-    until("two refusals", || async { (control.refused() >= 2).then_some(()) }).await;
+    until("two refusals", || async {
+        (control.refused() >= 2).then_some(())
+    })
+    .await;
     assert!(!node.has_failed(), "the node goes on");
     node.store(2, &[numbered(3, 2)]).await;
     assert_eq!(node.everything().await, numbered(1, 4));
