@@ -3,13 +3,16 @@
 //! A gRPC message says its length in its first five bytes. Before more of it is read, the whole length is taken from
 //! the budget, at once: two half-read messages never wait for each other. While the budget is used up nothing more
 //! is read, and HTTP/2 flow control holds the client back. What is in memory beyond the budget is what flow control
-//! had already let in: at most one stream window per stream and one connection window per connection.
+//! had already let in: at most one stream window per stream and one connection window per connection. So that this is
+//! bounded over all clients too, few messages wait at a time; further ones are refused for now. Of one connection fewer
+//! still: what waits fills the connection's window, and those that were granted room must get through it.
 //!
 //! The bytes of a call with one message go back when its handler has answered. Those of a message on a stream go back
 //! when the stream is asked for the next one, or when it ends. A handler that keeps them for longer takes the permit
 //! along: [`CurrentMessage::take`].
 
 mod body;
+mod messages;
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,12 +21,32 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use body::{MeterSettings, MeteredBody};
+pub use messages::{IncomingMessages, RequestBody};
+
+/// Messages that wait for room at a time, over all clients.
+const WAITING_MESSAGES: usize = 256;
 
 /// A budget. Clones share it.
 #[derive(Clone)]
 pub struct MessageBudget {
     free: Arc<Semaphore>,
     total: usize,
+    queue: WaitingPlaces,
+}
+
+/// Places for messages that wait for room. Clones share them.
+#[derive(Clone)]
+pub(crate) struct WaitingPlaces(Arc<Semaphore>);
+
+impl WaitingPlaces {
+    pub(crate) fn new(places: usize) -> Self {
+        Self(Arc::new(Semaphore::new(places)))
+    }
+
+    /// A place, until it is dropped.
+    fn take(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0).try_acquire_owned().ok()
+    }
 }
 
 /// A part of the budget; goes back when it is dropped.
@@ -43,6 +66,7 @@ impl MessageBudget {
         Self {
             free: Arc::new(Semaphore::new(total)),
             total,
+            queue: WaitingPlaces::new(WAITING_MESSAGES),
         }
     }
 

@@ -14,25 +14,28 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit};
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
-use super::{CurrentMessage, MessageBudget};
+use super::{CurrentMessage, MessageBudget, WaitingPlaces};
 use crate::RpcError;
 
 /// Compression flag and length, before every gRPC message.
-const PREFIX_BYTES: usize = 5;
+pub(super) const PREFIX_BYTES: usize = 5;
 /// A client that sends its message more slowly than this is cut off: 64 KiB per second.
 const SLOWEST_BYTES_PER_SECOND: u64 = 64 << 10;
 
 /// Limits of a metered body.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct MeterSettings {
     /// Largest message.
     pub(crate) max_message_bytes: usize,
-    /// How long a message that was begun may pause; twice as long one may wait for the budget. A client that stops
-    /// half way costs others time and nothing else.
+    /// How long a message that was begun may pause. A client that stops half way costs others time and nothing else.
     pub(crate) stall_timeout: Duration,
+    /// How long a message may wait for the budget.
+    pub(crate) wait_timeout: Duration,
     /// Whether the method takes one message. Its reader asks for more only to see that there is none, so that
     /// asking does not mean that the message is no longer needed.
     pub(crate) single: bool,
+    /// Places of the connection for messages that wait for the budget.
+    pub(crate) places: WaitingPlaces,
 }
 
 /// See the module above.
@@ -64,6 +67,8 @@ struct Waiting {
     message_bytes: usize,
     permit: BoxFuture<'static, Result<OwnedSemaphorePermit, AcquireError>>,
     give_up: Pin<Box<Sleep>>,
+    /// Places among all messages that wait, and among those of the connection.
+    _places: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
 
 struct Message {
@@ -189,18 +194,21 @@ where
         // At most the budget, and that fits.
         let permits = u32::try_from(message_bytes).unwrap_or(u32::MAX);
         let free = Arc::clone(&self.budget.free);
-        match free.try_acquire_many_owned(permits) {
-            Ok(permit) => self.granted(prefix, message_bytes, permit),
-            Err(_) => {
-                self.state = State::Waiting(Waiting {
-                    prefix,
-                    message_bytes,
-                    permit: Box::pin(Arc::clone(&self.budget.free).acquire_many_owned(permits)),
-                    // Twice: whoever stands in the way and has stalled is cut off before.
-                    give_up: Box::pin(tokio::time::sleep(2 * self.settings.stall_timeout)),
-                });
-            }
+        if let Ok(permit) = Arc::clone(&free).try_acquire_many_owned(permits) {
+            self.granted(prefix, message_bytes, permit);
+            return Step::GoOn;
         }
+        let Some(places) = self.settings.places.take().zip(self.budget.queue.take()) else {
+            let message = "no room for the message, and too many wait for room; retry later".to_owned();
+            return self.refuse(ErrorKind::Exhausted, message);
+        };
+        self.state = State::Waiting(Waiting {
+            prefix,
+            message_bytes,
+            permit: Box::pin(free.acquire_many_owned(permits)),
+            give_up: Box::pin(tokio::time::sleep(self.settings.wait_timeout)),
+            _places: places,
+        });
         Step::GoOn
     }
 

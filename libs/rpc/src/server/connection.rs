@@ -19,6 +19,7 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::Listener;
+use crate::budget::WaitingPlaces;
 use crate::network::BoxIo;
 use crate::server::ServerOptions;
 use crate::server::front::Front;
@@ -95,9 +96,10 @@ impl Acceptor {
         let front = Arc::clone(&self.front);
         let cut = ConnectionCut::default();
         let caller = cut.clone();
+        let places = WaitingPlaces::new(options.waiting_per_connection());
         let service = service_fn(move |mut request: http::Request<_>| {
             request.extensions_mut().insert(caller.clone());
-            Arc::clone(&front).handle(peer, request)
+            Arc::clone(&front).handle(peer, places.clone(), request)
         });
         let io = TokioIo::new(Greeted::new(io, options.handshake_timeout));
         let stopping = self.tasks.stopping();

@@ -18,13 +18,13 @@ use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::Service as _;
 
-use crate::budget::{MeterSettings, MeteredBody};
+use crate::budget::{MeterSettings, MeteredBody, WaitingPlaces};
 use crate::secret::SECRET_HEADER;
 use crate::server::ServerOptions;
 use crate::server::methods::StreamingMethods;
 use crate::server::metrics::{Outcome, ServerMetrics};
 use crate::wire::{WIRE_HEADER, agree_header};
-use crate::{ClusterSecret, CurrentMessage, MessageBudget, RpcError};
+use crate::{ClusterSecret, CurrentMessage, MessageBudget, RequestBody, RpcError};
 
 /// Header in which callers tell their deadline.
 const TIMEOUT_HEADER: &str = "grpc-timeout";
@@ -55,6 +55,7 @@ impl Front {
     pub(super) async fn handle<B>(
         self: Arc<Self>,
         peer: SocketAddr,
+        places: WaitingPlaces,
         request: Request<B>,
     ) -> Result<Response<Body>, Infallible>
     where
@@ -65,7 +66,7 @@ impl Front {
         let path = request.uri().path().to_owned();
         let (outcome, response) = match self.admit(request.headers()) {
             Ok(admitted) => {
-                let response = self.call(peer, request, admitted).await;
+                let response = self.call((peer, places), request, admitted).await;
                 (outcome_of(&response), response)
             }
             Err(error) => (Outcome::Refused, Status::from(error).into_http()),
@@ -106,7 +107,12 @@ impl Front {
         Ok(Some(told.min(most)))
     }
 
-    async fn call<B>(&self, peer: SocketAddr, mut request: Request<B>, admitted: Admitted) -> Response<Body>
+    async fn call<B>(
+        &self,
+        (peer, places): (SocketAddr, WaitingPlaces),
+        mut request: Request<B>,
+        admitted: Admitted,
+    ) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -122,10 +128,19 @@ impl Front {
                 let settings = MeterSettings {
                     max_message_bytes: self.options.max_message_bytes,
                     stall_timeout: self.options.stall_timeout,
+                    wait_timeout: self.options.wait_timeout,
                     single: !streaming.contains(request.uri().path()),
+                    places,
                 };
+                let streams = !settings.single;
                 let (budget, message) = (budget.clone(), current.clone());
-                let request = request.map(|body| MeteredBody::new(body, budget, message, settings));
+                let mut request =
+                    request.map(|body| Body::new(MeteredBody::new(body, budget, message, settings)));
+                if streams {
+                    let body = RequestBody::new(std::mem::take(request.body_mut()));
+                    *request.body_mut() = body.shared();
+                    request.extensions_mut().insert(body);
+                }
                 let response = self.answer(routes.call(request), &admitted).await;
                 drop(current);
                 response

@@ -32,15 +32,27 @@ pub struct ServerOptions {
     pub keep_alive_timeout: Duration,
     /// A connection that says nothing for this long after it was made is closed.
     pub handshake_timeout: Duration,
-    /// On a port with a budget: how long a message that was begun may pause; twice as long one may wait for the
-    /// budget.
+    /// On a port with a budget: how long a message that was begun may pause; then its call ends.
     pub stall_timeout: Duration,
+    /// On a port with a budget: how long a message may wait for room; then it is refused for now. Shorter than callers
+    /// wait for answers, so that they are told and do not give up.
+    pub wait_timeout: Duration,
     /// What a handler may take until it answers (for streams: until they begin) when the caller sets no shorter
     /// deadline; `None` means as long as it takes.
     pub handler_timeout: Option<Duration>,
 }
 
+/// A frame and its header together fill an allocation of a round size.
+const FRAME_HEADER_BYTES: u32 = 9;
+
 impl ServerOptions {
+    /// Messages of one connection that may wait for the budget: their unread bytes take at most half of the connection's
+    /// window, so that the other half is there for messages that have been granted room.
+    pub(super) fn waiting_per_connection(&self) -> usize {
+        let streams = self.connection_window_bytes / self.stream_window_bytes.max(1);
+        (streams as usize / 2).max(1)
+    }
+
     /// For processes of the cluster: few connections, large windows.
     pub fn internal() -> Self {
         Self {
@@ -57,21 +69,23 @@ impl ServerOptions {
             keep_alive_timeout: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
+            wait_timeout: Duration::from_secs(15),
             handler_timeout: None,
         }
     }
 
-    /// For outside programs: many connections, small windows.
+    /// For outside programs: many connections, small windows. What a client sends and nobody reads lies in memory
+    /// outside of every budget, so that windows are what it costs to have many clients.
     pub fn public() -> Self {
         Self {
             max_connections: 16_384,
             max_concurrent_streams: 256,
-            stream_window_bytes: 1 << 20,
-            connection_window_bytes: 8 << 20,
-            max_frame_bytes: 64 << 10,
+            stream_window_bytes: 256 << 10,
+            connection_window_bytes: 4 << 20,
+            max_frame_bytes: (64 << 10) - FRAME_HEADER_BYTES,
             max_send_buffer_bytes: 256 << 10,
             keep_alive_interval: Duration::from_secs(20),
-            keep_alive_timeout: Duration::from_secs(10),
+            keep_alive_timeout: Duration::from_secs(20),
             handler_timeout: Some(Duration::from_secs(120)),
             ..Self::internal()
         }

@@ -148,7 +148,7 @@ async fn half_sent_messages_are_cut_off_and_others_get_their_room() {
 async fn a_message_that_finds_no_room_in_time_is_refused_for_now() {
     let budget = MessageBudget::new(MIB);
     let options = ServerOptions {
-        stall_timeout: Duration::from_millis(20),
+        wait_timeout: Duration::from_millis(20),
         ..ServerOptions::public()
     };
     let release = Arc::new(tokio::sync::Notify::new());
@@ -219,4 +219,30 @@ async fn an_idle_stream_holds_nothing_of_the_budget() {
         send.send(question()).await.unwrap();
     }
     answers.message().await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_wait_do_not_hold_up_those_of_their_connection_that_have_room() {
+    const CALLS: usize = 12;
+    let budget = MessageBudget::new(MIB);
+    // Four calls that wait would fill the window of the connection, and the one that may be read would stall.
+    let options = ServerOptions {
+        stream_window_bytes: 64 << 10,
+        connection_window_bytes: 256 << 10,
+        stall_timeout: Duration::from_secs(5),
+        ..ServerOptions::public()
+    };
+    let fixture = public(&budget, options, Probe::ok()).await;
+    let channel = fixture.public_channel();
+    let uploads = (0..CALLS).map(|_| async {
+        loop {
+            let request = large_request(MIB * 3 / 4);
+            match register_with(&channel, request, PATIENCE, CallEffect::Write).await {
+                Ok(()) => return,
+                Err(refused) => assert_eq!(refused.kind, ErrorKind::Exhausted, "{refused}"),
+            }
+        }
+    });
+    futures_util::future::join_all(uploads).await;
+    until("the budget is free", || budget.in_use_bytes() == 0).await;
 }

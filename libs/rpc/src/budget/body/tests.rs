@@ -38,7 +38,9 @@ fn stream(budget: &MessageBudget, stall_timeout: Duration) -> Stream {
     let settings = MeterSettings {
         max_message_bytes: LIMIT,
         stall_timeout,
+        wait_timeout: 2 * stall_timeout,
         single: false,
+        places: WaitingPlaces::new(8),
     };
     let body = MeteredBody::new(Sent(sent), budget.clone(), current.clone(), settings);
     Stream {
@@ -270,4 +272,24 @@ fn every_part_moves_the_end_of_a_message_up_to_a_bound() {
     };
     let ends = [0, 20, 70, 99].map(|progress| (message(progress).end(stall) - granted).as_secs());
     assert_eq!(ends, [30, 50, 100, 100]);
+}
+
+#[tokio::test]
+async fn only_so_many_messages_of_a_connection_wait_and_further_ones_are_refused_at_once() {
+    let budget = MessageBudget::new(LIMIT);
+    let mut first = stream(&budget, PATIENT);
+    first.send(message(LIMIT));
+    first.read(LIMIT + 5).await;
+    let places = WaitingPlaces::new(1);
+    let mut waiting = stream(&budget, PATIENT);
+    waiting.body.settings.places = places.clone();
+    waiting.send(message(10));
+    assert!(waiting.is_waiting());
+    let mut refused = stream(&budget, PATIENT);
+    refused.body.settings.places = places.clone();
+    refused.send(message(10));
+    assert_eq!(refused.refused().await.kind, ErrorKind::Exhausted);
+    drop(first);
+    waiting.read(15).await;
+    assert!(places.take().is_some(), "what got room waits no longer");
 }
