@@ -38,6 +38,7 @@ struct Holds {
 }
 
 struct Hold {
+    /// When they were handed over, or a part of them left last.
     since: Instant,
     cut: ConnectionCut,
 }
@@ -58,6 +59,15 @@ pub struct InTransport {
     inner: Arc<Inner>,
     id: u64,
     _reservations: Vec<Arc<Reservation>>,
+}
+
+impl InTransport {
+    /// A part of them has left: the client reads.
+    pub fn moved(&self) {
+        if let Some(hold) = self.inner.holds.lock().by_id.get_mut(&self.id) {
+            hold.since = Instant::now();
+        }
+    }
 }
 
 impl Drop for InTransport {
@@ -156,13 +166,53 @@ impl ConsumeBudget {
     fn longest_stalled(&self, stall: Duration) -> Option<(ConnectionCut, Duration)> {
         let now = Instant::now();
         let mut holds = self.inner.holds.lock();
-        // Ids grow with time, so the first is the oldest.
-        let oldest = holds.by_id.first_entry()?;
-        let waited = now.duration_since(oldest.get().since);
-        (waited >= stall).then(|| (oldest.remove().cut, waited))
+        let (id, since) = holds
+            .by_id
+            .iter()
+            .map(|(id, hold)| (*id, hold.since))
+            .min_by_key(|(_, since)| *since)?;
+        let waited = now.duration_since(since);
+        let stalled = (waited >= stall).then(|| holds.by_id.remove(&id)).flatten()?;
+        Some((stalled.cut, waited))
     }
 
     fn clamp(&self, bytes: usize) -> u32 {
         u32::try_from(bytes).unwrap_or(u32::MAX).min(self.inner.total)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STALL: Duration = Duration::from_secs(10);
+
+    fn hand_over(budget: &ConsumeBudget) -> InTransport {
+        let reservation = budget.try_reserve(10).map(Arc::new);
+        budget.hand_over(reservation.into_iter().collect(), ConnectionCut::default())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_slowly_is_not_taken_for_one_that_does_not_read() {
+        let budget = ConsumeBudget::new(100);
+        let slow = hand_over(&budget);
+        for _ in 0..5 {
+            tokio::time::advance(STALL * 9 / 10).await;
+            assert!(budget.longest_stalled(STALL).is_none());
+            slow.moved();
+        }
+        let stuck = hand_over(&budget);
+        tokio::time::advance(STALL * 9 / 10).await;
+        slow.moved();
+        tokio::time::advance(STALL * 2 / 10).await;
+        let (_, waited) = budget.longest_stalled(STALL).unwrap();
+        assert_eq!(
+            waited,
+            STALL * 11 / 10,
+            "the one that is stuck, although it came later"
+        );
+        assert!(budget.longest_stalled(STALL).is_none(), "it is cut once");
+        drop((slow, stuck));
+        assert_eq!(budget.in_use(), 0);
     }
 }

@@ -19,9 +19,10 @@ use tonic::{Status, Streaming};
 use super::Services;
 use super::convert::{error_to_proto, group_config, group_config_to_proto, push_messages, ranges, status};
 use super::message::group_request;
+use super::outgoing::Held;
 use super::produce_stream::read_error;
 use crate::auth::SignedIn;
-use crate::consume::budget::{ConsumeBudget, InTransport};
+use crate::consume::budget::ConsumeBudget;
 use crate::consume::{Amount, ConsumeEvent, GroupRequest, ReadyGroup, Session};
 use crate::error::GatewayError;
 use crate::metrics::ConsumeMetrics;
@@ -35,8 +36,8 @@ const DEFAULT_CREDIT_BYTES: u64 = 8 << 20;
 pub(super) struct ConsumeStream {
     opening: Option<oneshot::Receiver<Result<Opened, GatewayError>>>,
     session: Option<Arc<Session>>,
-    /// Memory of what was handed to the transport last. The transport asks again when that has left.
-    in_transport: Option<InTransport>,
+    /// Where the memory of an answer goes, to leave with its bytes.
+    held: Held,
     budget: ConsumeBudget,
     cut: ConnectionCut,
     reader: TaskHandle,
@@ -71,6 +72,7 @@ pub(super) fn serve(
     services: &Arc<Services>,
     caller: SignedIn,
     cut: ConnectionCut,
+    held: Held,
     requests: Streaming<pb::ConsumeRequest>,
 ) -> ConsumeStream {
     let reader = Reader {
@@ -85,7 +87,7 @@ pub(super) fn serve(
     ConsumeStream {
         opening: Some(opening),
         session: None,
-        in_transport: None,
+        held,
         budget: services.consumer.budget().clone(),
         cut,
         reader: services.tasks.spawn("consume-stream", reader.run(told)),
@@ -223,7 +225,7 @@ impl ConsumeStream {
                     push_messages(&run, &mut messages);
                     memory.push(run.reservation);
                 }
-                self.in_transport = Some(self.budget.hand_over(memory, self.cut.clone()));
+                self.held.add(self.budget.hand_over(memory, self.cut.clone()));
                 Answer::Batch(pb::ConsumeBatch { messages })
             }
             ConsumeEvent::Acked { confirm_id, error } => Answer::Acked(pb::ConsumeAcked {
@@ -239,7 +241,6 @@ impl Stream for ConsumeStream {
     type Item = Result<pb::ConsumeResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.in_transport = None;
         if self.done {
             return Poll::Ready(None);
         }

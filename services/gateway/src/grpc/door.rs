@@ -1,15 +1,11 @@
 //! Signs callers in before anything of their message is read.
 
 use std::convert::Infallible;
-use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::header::AUTHORIZATION;
 use http::{Request, Response};
-use parking_lot::Mutex;
 use ptah_rpc::ConnectionCut;
 use tonic::Status;
 use tonic::body::Body;
@@ -17,8 +13,8 @@ use tonic::server::NamedService;
 use tower::Service;
 
 use super::convert::status;
+use super::outgoing;
 use crate::auth::{Auth, SignedIn};
-use crate::consume::budget::InTransport;
 use crate::error::GatewayError;
 
 /// A service behind sign-in. Its handlers find [`SignedIn`] in the extensions.
@@ -65,61 +61,11 @@ where
                 Ok(signed_in) => {
                     request.extensions_mut().insert(signed_in);
                     let response = inner.call(request).await?;
-                    Ok(hold_until_sent(response))
+                    Ok(outgoing::finish(response))
                 }
                 Err(error) => Ok(status(&error).into_http()),
             }
         })
-    }
-}
-
-/// Memory of an answer, put into its extensions by a handler; held until the answer has left.
-#[derive(Clone)]
-pub(super) struct Held(Arc<Mutex<Option<InTransport>>>);
-
-impl Held {
-    pub(super) fn new(held: InTransport) -> Self {
-        Self(Arc::new(Mutex::new(Some(held))))
-    }
-}
-
-/// The body asks for its next frame only when the one before has left.
-struct HoldingBody {
-    body: Body,
-    held: Option<InTransport>,
-}
-
-impl http_body::Body for HoldingBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        let more = matches!(&frame, Poll::Ready(Some(Ok(frame))) if frame.is_data());
-        if frame.is_ready() && !more {
-            self.held = None;
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-}
-
-fn hold_until_sent(mut response: Response<Body>) -> Response<Body> {
-    let held = response.extensions_mut().remove::<Held>();
-    match held.and_then(|held| held.0.lock().take()) {
-        Some(held) => response.map(|body| {
-            Body::new(HoldingBody {
-                body,
-                held: Some(held),
-            })
-        }),
-        None => response,
     }
 }
 

@@ -6,15 +6,16 @@ use std::time::Duration;
 use ptah_partition::Door;
 use ptah_proto::api::v1 as pb;
 use ptah_proto::api::v1::message_service_server::MessageService;
-use ptah_rpc::CurrentMessage;
+use ptah_rpc::{CurrentMessage, RequestBody};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Services;
-use super::consume_stream::{self, ConsumeStream};
+use super::consume_stream;
 use super::convert::{
     group_config, message_to_proto, new_message, push_messages, ranges, result_to_proto, status,
 };
-use super::door::{Held, caller, cut_of};
+use super::door::{caller, cut_of};
+use super::outgoing::{self, Held, Unseen};
 use super::produce_stream::{self, ProduceStream};
 use crate::auth::SignedIn;
 use crate::consume::{GroupRequest, PullLimits};
@@ -30,7 +31,7 @@ pub(super) struct MessageApi(pub(super) Arc<Services>);
 #[tonic::async_trait]
 impl MessageService for MessageApi {
     type ProduceStreamStream = ProduceStream;
-    type ConsumeStream = ConsumeStream;
+    type ConsumeStream = Unseen<pb::ConsumeResponse>;
 
     async fn produce(
         &self,
@@ -80,25 +81,22 @@ impl MessageService for MessageApi {
             .get::<CurrentMessage>()
             .cloned()
             .unwrap_or_default();
+        // Read past the generated server, whose buffer would keep the size of the largest message.
+        let body = request.extensions().get::<RequestBody>().cloned();
+        let requests = body.unwrap_or_default().take();
         Ok(Response::new(produce_stream::serve(
-            &self.0,
-            caller,
-            permits,
-            request.into_inner(),
+            &self.0, caller, permits, requests,
         )))
     }
 
     async fn consume(
         &self,
         request: Request<Streaming<pb::ConsumeRequest>>,
-    ) -> Result<Response<ConsumeStream>, Status> {
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
         let (caller, cut) = (caller(&request)?, cut_of(&request));
-        Ok(Response::new(consume_stream::serve(
-            &self.0,
-            caller,
-            cut,
-            request.into_inner(),
-        )))
+        let held = Held::default();
+        let stream = consume_stream::serve(&self.0, caller, cut, held.clone(), request.into_inner());
+        Ok(outgoing::stream(stream, held))
     }
 
     async fn pull(&self, request: Request<pb::PullRequest>) -> Result<Response<pb::PullResponse>, Status> {
@@ -124,9 +122,9 @@ impl MessageService for MessageApi {
         }
         let memory = runs.into_iter().map(|run| run.reservation).collect();
         let mut response = Response::new(pb::PullResponse { messages });
-        response
-            .extensions_mut()
-            .insert(Held::new(self.0.consumer.budget().hand_over(memory, cut)));
+        let held = Held::default();
+        held.add(self.0.consumer.budget().hand_over(memory, cut));
+        response.extensions_mut().insert(held);
         Ok(response)
     }
 
@@ -187,8 +185,9 @@ impl MessageService for MessageApi {
             first_sequence: stored.first_sequence,
             next_sequence: stored.next_sequence,
         });
-        let held = self.0.consumer.budget().hand_over(vec![answer.memory], cut);
-        response.extensions_mut().insert(Held::new(held));
+        let held = Held::default();
+        held.add(self.0.consumer.budget().hand_over(vec![answer.memory], cut));
+        response.extensions_mut().insert(held);
         Ok(response)
     }
 }

@@ -1,6 +1,7 @@
 //! Where generated types live: the public services, and the clients of the other services.
 //!
-//! Public side: [`door`] signs callers in, [`station`], [`message`] and [`cluster`] decode, call and encode.
+//! Public side: [`door`] signs callers in, [`station`], [`message`] and [`cluster`] decode, call and encode, [`outgoing`]
+//! holds memory until an answer has left.
 //! Inner side: [`append_link`], [`deliver_link`] and [`nodes`] speak to storage nodes, [`metadata`] to the store.
 
 pub mod append_link;
@@ -13,6 +14,7 @@ mod door;
 mod message;
 pub mod metadata;
 pub mod nodes;
+mod outgoing;
 mod produce_stream;
 mod station;
 

@@ -11,11 +11,11 @@ use ptah_partition::Door;
 use ptah_proto::api::v1 as pb;
 use ptah_proto::api::v1::produce_stream_request::Request as Said;
 use ptah_proto::api::v1::produce_stream_response::Response as Answer;
-use ptah_rpc::CurrentMessage;
+use ptah_rpc::{CurrentMessage, IncomingMessages};
 use ptah_service::{Stopping, TaskHandle};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use super::Services;
 use super::convert::{new_message, result_to_proto, status};
@@ -48,7 +48,7 @@ struct Reader {
     services: Arc<Services>,
     caller: SignedIn,
     permits: CurrentMessage,
-    requests: Streaming<pb::ProduceStreamRequest>,
+    requests: IncomingMessages<pb::ProduceStreamRequest>,
     stopping: Stopping,
 }
 
@@ -56,7 +56,7 @@ pub(super) fn serve(
     services: &Arc<Services>,
     caller: SignedIn,
     permits: CurrentMessage,
-    requests: Streaming<pb::ProduceStreamRequest>,
+    requests: IncomingMessages<pb::ProduceStreamRequest>,
 ) -> ProduceStream {
     let reader = Reader {
         services: Arc::clone(services),
