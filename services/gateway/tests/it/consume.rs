@@ -248,7 +248,7 @@ async fn leader_changes_under_load_lose_nothing() {
 #[tokio::test]
 async fn a_pull_takes_what_is_there_and_waits_for_the_first_message() {
     let cluster = cluster().start().await;
-    cluster.station("orders", 3).await;
+    let groups = cluster.station("orders", 3).await;
     let pull = |max_messages, wait_ms| {
         let request = api::PullRequest {
             station: "orders".to_owned(),
@@ -275,8 +275,16 @@ async fn a_pull_takes_what_is_there_and_waits_for_the_first_message() {
     assert_eq!(first.len(), 5);
     let second = pull(100, 0).await;
     assert_eq!(second.len(), 7, "what a pull did not take is there for the next");
+    // Pulls of earlier calls are closed behind their answers.
+    let idle_pulls = || {
+        cluster.world.with(|state| {
+            let pulls = groups.iter().flat_map(|group| state.groups[group].pulls.values());
+            pulls.map(|pull| pull.idle_told).collect::<Vec<_>>()
+        })
+    };
+    until("earlier pulls are closed", || idle_pulls().is_empty()).await;
     let (late, ()) = tokio::join!(pull(1, 10_000), async {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        until("the pull waits at every partition", || idle_pulls() == [true; 3]).await;
         fill(&cluster, 2, 1).await;
     });
     assert_eq!(late.len(), 1);

@@ -315,9 +315,9 @@ async fn a_gateway_that_stops_stores_what_it_accepted_and_says_so() {
         cluster.world.with(|state| state.groups[&group].appends_seen) >= 2
     })
     .await;
-    let world = cluster.world.clone();
+    let (world, closed) = (cluster.world.clone(), cluster.closed_for_connections());
     let release = async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        closed.await;
         world.release(group);
     };
     let mut results = BTreeMap::new();

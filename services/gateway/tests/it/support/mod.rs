@@ -377,6 +377,20 @@ impl Cluster {
         })
     }
 
+    /// Waits until the gateway takes no connections any more: it is stopping.
+    pub(crate) fn closed_for_connections(&self) -> impl Future<Output = ()> + use<> {
+        let (network, address) = (Arc::clone(&self.network), self.address.clone());
+        let closed = async move {
+            while network.connect(&address).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        async {
+            let closed = tokio::time::timeout(LIMIT, closed).await;
+            closed.expect("the gateway still takes connections");
+        }
+    }
+
     /// Stops the gateway.
     pub(crate) async fn stop_gateway(&mut self, limit: Duration) {
         self.gateway.take().unwrap().shut_down(limit).await.unwrap();
