@@ -49,13 +49,13 @@ pub enum ReplicaState {
     Opening,
     /// It votes, replicates and applies.
     Running,
-    /// Its core died; it is opened again after a pause.
+    /// Its core died; it waits to be opened again, and the trouble says why. It never gives up.
     Restarting,
     /// Stored data is damaged or contradicts itself: it does not vote, its files are kept. Needs a new replica.
     Damaged,
     /// It held data once and the disk has none of it: it is never made anew. Needs a new replica.
     Lost,
-    /// Its core died again and again; given up.
+    /// The store failed, or the disk holds another replica of the group: only a restart or an operator helps.
     Failed,
     /// It was stopped.
     Stopped,
@@ -138,6 +138,8 @@ pub(crate) type InstallTurn = tokio::sync::OwnedMutexGuard<()>;
 struct Condition {
     state: ReplicaState,
     trouble: Option<String>,
+    /// What it waits for while it runs.
+    waits_for: Option<String>,
     restarts: u64,
 }
 
@@ -205,6 +207,7 @@ impl Cell {
             condition: Mutex::new(Condition {
                 state: ReplicaState::Opening,
                 trouble: None,
+                waits_for: None,
                 restarts: 0,
             }),
             leadership: watch::Sender::new(Leadership::default()),
@@ -276,6 +279,22 @@ impl Cell {
         self.changed();
     }
 
+    /// Notes what the replica waits for while it runs, or that it waits no more.
+    pub(crate) fn waits_for(&self, what: Option<String>) {
+        {
+            let mut condition = self.condition.lock();
+            if condition.waits_for.is_some() == what.is_some() {
+                return;
+            }
+            match &what {
+                Some(what) => tracing::warn!(group = %self.group.to_hex(), %what, "replica waits"),
+                None => tracing::info!(group = %self.group.to_hex(), "replica goes on"),
+            }
+            condition.waits_for = what;
+        }
+        self.changed();
+    }
+
     /// Tells the watchers of statuses.
     pub(crate) fn changed(&self) {
         self.shared.replicas.send_modify(|tick| *tick += 1);
@@ -301,7 +320,8 @@ impl Cell {
         let progress = self.state.progress();
         let (state, trouble, restarts) = {
             let condition = self.condition.lock();
-            (condition.state, condition.trouble.clone(), condition.restarts)
+            let trouble = condition.trouble.clone().or_else(|| condition.waits_for.clone());
+            (condition.state, trouble, condition.restarts)
         };
         let effective = self.with_running(|running| {
             let metrics = running

@@ -2,7 +2,8 @@
 //!
 //! Invariants: entries are readable when `append` returns and reported as flushed only by the committer after the
 //! sync; a vote is durable when `save_vote` returns; the committed hint enters the log's stream behind the entries
-//! that it names. Damage is noted in [`Trouble`] before the error goes to openraft, so that the replica is reported
+//! that it names. What the leader appends and the disk has no room for stays in the log as an entry without content, so
+//! that a full disk ends no replica. Damage is noted in [`Trouble`] before the error goes to openraft, so that the replica is reported
 //! as damaged and not started again.
 
 use std::fmt::Debug;
@@ -14,13 +15,14 @@ use std::time::Duration;
 use futures_util::Stream;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
-use ptah_segment_log::{AppendRefused, FlushDone, Frame, GroupLog, ReadError, RefusedReason};
+use ptah_segment_log::{FlushDone, Frame, FrameKind, GroupLog, ReadError, RefusedReason};
 use ptah_types::LogIndex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::blocking::Blocking;
-use crate::record::{entry_of, frame_of};
+use crate::metrics::Metrics;
+use crate::record::{entry_of, frame_of, is_fresh, without_content};
 use crate::trouble::Trouble;
 use crate::types::{Entry, RaftLogId, TypeConfig, Vote, log_id, raft_log_id, raft_vote, vote_record};
 
@@ -28,8 +30,11 @@ use crate::types::{Entry, RaftLogId, TypeConfig, Vote, log_id, raft_log_id, raft
 const REPLICATION_READ_BYTES: u64 = 1 << 20;
 /// Bytes of entries that are in memory at once while they are applied.
 const APPLY_READ_BYTES: u64 = 4 << 20;
-/// How long an append that finds no room is tried again before the replica is given up.
-const ROOM_DEADLINE: Duration = Duration::from_secs(30);
+/// How long an append waits for room in the queue to the disk before the core ends and is started again.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long an append of a leader's entries waits for room on the disk. Such entries are refused before they come here
+/// ([`crate::transport`]); only what was on its way when the room went away gets here.
+const DISK_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two tries when nobody tells that there is room.
 const ROOM_PAUSE: Duration = Duration::from_millis(50);
 
@@ -40,6 +45,7 @@ pub(crate) struct LogStore {
     room: Arc<Notify>,
     trouble: Arc<Trouble>,
     blocking: Blocking,
+    metrics: Arc<Metrics>,
 }
 
 impl LogStore {
@@ -48,12 +54,14 @@ impl LogStore {
         room: Arc<Notify>,
         trouble: Arc<Trouble>,
         blocking: Blocking,
+        metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             log,
             room,
             trouble,
             blocking,
+            metrics,
         }
     }
 
@@ -101,24 +109,32 @@ impl LogStore {
         Ok(entries)
     }
 
-    /// Appends, waiting for room within a deadline.
-    async fn append_frames(&self, mut frames: Vec<Frame>, mut done: FlushDone) -> io::Result<()> {
-        let deadline = Instant::now() + ROOM_DEADLINE;
+    /// Appends, waiting for room within a deadline. Fresh entries that find none on the disk lose their content.
+    async fn append_frames(
+        &self,
+        mut frames: Vec<Frame>,
+        fresh: bool,
+        mut done: FlushDone,
+    ) -> io::Result<()> {
+        let started = Instant::now();
         loop {
             let room = self.room.notified();
             let refused = match self.log.append(frames, done) {
                 Ok(()) => return Ok(()),
                 Err(refused) => refused,
             };
-            let AppendRefused {
-                reason,
-                frames: back,
-                done: done_back,
-            } = refused;
-            if !may_get_room(&reason) || Instant::now() >= deadline {
+            let reason = refused.reason;
+            (frames, done) = (refused.frames, refused.done);
+            if fresh && matches!(reason, RefusedReason::DiskFull { .. }) {
+                let emptied = give_up_content(&mut frames);
+                if emptied > 0 {
+                    self.metrics.entries_without_room.inc_by(emptied);
+                    continue;
+                }
+            }
+            if started.elapsed() >= patience(&reason) {
                 return Err(io::Error::other(format!("append to the log: {reason}")));
             }
-            (frames, done) = (back, done_back);
             // Either answer leads to another try.
             let _ = tokio::time::timeout(ROOM_PAUSE, room).await;
         }
@@ -139,11 +155,32 @@ impl LogStore {
     }
 }
 
-fn may_get_room(reason: &RefusedReason) -> bool {
-    matches!(
-        reason,
-        RefusedReason::WouldExceed { .. } | RefusedReason::DiskFull { .. }
-    )
+/// How long to wait for what was refused.
+fn patience(reason: &RefusedReason) -> Duration {
+    match reason {
+        RefusedReason::WouldExceed { .. } => QUEUE_PATIENCE,
+        RefusedReason::DiskFull { .. } => DISK_PATIENCE,
+        RefusedReason::Gap { .. } | RefusedReason::Invalid { .. } | RefusedReason::Failed(_) => {
+            Duration::ZERO
+        }
+    }
+}
+
+/// Empties the batches, or the commands when there is no batch; answers how many. Commands find room where batches do not.
+fn give_up_content(frames: &mut [Frame]) -> u64 {
+    let batches = frames.iter().any(|frame| frame.kind == FrameKind::Batch);
+    let kind = if batches {
+        FrameKind::Batch
+    } else {
+        FrameKind::Command
+    };
+    let filled = frames
+        .iter_mut()
+        .filter(|frame| frame.kind == kind && !frame.payload.is_empty());
+    filled.fold(0, |emptied, frame| {
+        *frame = without_content(frame);
+        emptied + 1
+    })
 }
 
 fn bounds<RB: RangeBounds<u64>>(range: &RB) -> std::ops::Range<u64> {
@@ -283,9 +320,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     {
         let group = self.log.spec().group;
         let mut next = self.log.next_sequence();
+        let mut fresh = false;
         let frames = entries
             .into_iter()
             .map(|entry| {
+                fresh |= is_fresh(&entry);
                 let frame = frame_of(entry, group, |base| base == next);
                 if let Some(end) = frame.end_sequence() {
                     next = end;
@@ -294,7 +333,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             })
             .collect();
         let done: FlushDone = Box::new(move |result| callback.io_completed(result));
-        self.append_frames(frames, done).await
+        self.append_frames(frames, fresh, done).await
     }
 
     async fn truncate_after(&mut self, last: Option<RaftLogId>) -> io::Result<()> {

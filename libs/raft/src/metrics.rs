@@ -10,6 +10,7 @@ pub(crate) struct Metrics {
     pub(crate) proposals: Counter,
     pub(crate) proposals_refused: Counter,
     pub(crate) disagreements: Counter,
+    pub(crate) entries_without_room: Counter,
     pub(crate) restarts: Counter,
     pub(crate) damaged: Gauge,
     pub(crate) leading: Gauge,
@@ -31,7 +32,7 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        let counters: [(&str, &str, &Counter); 17] = [
+        let counters: [(&str, &str, &Counter); 18] = [
             ("proposals", "entries proposed to openraft", &metrics.proposals),
             (
                 "proposals_refused",
@@ -47,6 +48,11 @@ impl Metrics {
                 "replica_restarts",
                 "replicas opened again after their core died",
                 &metrics.restarts,
+            ),
+            (
+                "entries_without_room",
+                "entries that were not taken because the disk was full",
+                &metrics.entries_without_room,
             ),
             ("checkpoints", "state checkpoints written", &metrics.checkpoints),
             (

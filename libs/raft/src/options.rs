@@ -44,12 +44,11 @@ pub struct HostOptions {
     pub hold_log_bytes: Option<u64>,
     /// A round that makes dirty groups durable in their own files runs at least this often (30 s).
     pub round_every: Duration,
-    /// First pause before a replica whose core died is opened again (100 ms); doubles up to `restart_pause_max`.
+    /// First pause before a replica whose core died is opened again (100 ms); doubles up to `restart_pause_max`,
+    /// for as long as it takes.
     pub restart_pause: Duration,
     /// Longest pause before a replica is opened again (10 s).
     pub restart_pause_max: Duration,
-    /// A replica whose core dies this often without an hour of peace is given up and reported as failed (20).
-    pub max_restarts: u32,
     /// How long a graceful stop waits for leadership to move (2 s).
     pub handover_timeout: Duration,
     /// Run drivers as tasks and blocking work inline: for simulations, whose disk is memory and whose runtime has one
@@ -79,7 +78,6 @@ impl Default for HostOptions {
             round_every: Duration::from_secs(30),
             restart_pause: Duration::from_millis(100),
             restart_pause_max: Duration::from_secs(10),
-            max_restarts: 20,
             handover_timeout: Duration::from_secs(2),
             simulation: false,
         }

@@ -224,6 +224,7 @@ fn outcome(result: Option<WriteResult>) -> Result<Committed, ProposeError> {
         Answer::Commands(applied) => Outcome::Commands(applied),
         Answer::Nothing => Outcome::Barrier,
         Answer::Superseded => return Err(ProposeError::Superseded),
+        Answer::NoRoom => return Err(ProposeError::DiskFull),
     };
     Ok(Committed {
         log_id: log_id(&response.log_id),

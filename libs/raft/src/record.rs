@@ -44,10 +44,38 @@ pub(crate) enum Body {
     /// Commands to the partition's state.
     Commands,
     /// Nothing that has an effect.
-    Void {
-        /// Whether it was a batch that did not fit.
-        superseded: bool,
-    },
+    Void(Void),
+}
+
+/// Why an entry has no effect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Void {
+    /// It is a barrier.
+    Barrier,
+    /// It was a batch that did not continue the log.
+    Superseded,
+    /// It was an entry for which the leader's disk had no room.
+    NoRoom,
+}
+
+impl Void {
+    /// Stored, never renumber.
+    fn number(self) -> u64 {
+        match self {
+            Self::Barrier => 0,
+            Self::Superseded => 1,
+            Self::NoRoom => 2,
+        }
+    }
+
+    /// What a newer build stores has no effect here either.
+    fn of_number(number: u64) -> Self {
+        match number {
+            1 => Self::Superseded,
+            2 => Self::NoRoom,
+            _ => Self::Barrier,
+        }
+    }
 }
 
 impl Record {
@@ -78,12 +106,12 @@ impl Record {
     }
 
     pub(crate) fn barrier() -> Self {
-        Self::void(false)
+        Self::void(Void::Barrier)
     }
 
-    fn void(superseded: bool) -> Self {
+    fn void(why: Void) -> Self {
         Self {
-            body: Body::Void { superseded },
+            body: Body::Void(why),
             timestamp: Timestamp(0),
             payload: Bytes::new(),
             payload_crc: crc32c(&[]),
@@ -100,7 +128,7 @@ impl fmt::Display for Record {
                 base_sequence, count, ..
             } => write!(f, "batch of {count} at {base_sequence}"),
             Body::Commands => write!(f, "commands in {} bytes", self.payload.len()),
-            Body::Void { .. } => write!(f, "void"),
+            Body::Void(_) => write!(f, "void"),
         }
     }
 }
@@ -112,6 +140,11 @@ pub(crate) enum RecordError {
     Membership(LogIndex, &'static str),
     #[error("batch entry {0} names no sequence")]
     NoSequence(LogIndex),
+}
+
+/// Whether the entry was proposed here and is not stored yet.
+pub(crate) fn is_fresh(entry: &Entry) -> bool {
+    matches!(&entry.payload, EntryPayload::Normal(record) if record.fresh)
 }
 
 /// The frame of an entry. `fits` tells whether a fresh batch with that base sequence continues the log; one that does
@@ -128,13 +161,22 @@ pub(crate) fn frame_of(entry: Entry, group: RaftGroupId, fits: impl FnOnce(Seque
         EntryPayload::Normal(record) => {
             let record = match record.body {
                 Body::Batch { base_sequence, .. } if record.fresh && !fits(base_sequence) => {
-                    Record::void(true)
+                    Record::void(Void::Superseded)
                 }
                 _ => record,
             };
             record_frame(record, group, id)
         }
     }
+}
+
+/// The frame without its content, at the same place of the log: nothing is stored of a proposal that finds no room.
+pub(crate) fn without_content(frame: &Frame) -> Frame {
+    let id = LogId {
+        term: frame.term,
+        index: frame.index,
+    };
+    record_frame(Record::void(Void::NoRoom), frame.group, id)
 }
 
 fn bare_frame(kind: FrameKind, group: RaftGroupId, id: LogId, payload: Bytes) -> Frame {
@@ -184,9 +226,9 @@ fn record_frame(record: Record, group: RaftGroupId, id: LogId) -> Frame {
             frame.number = session.map_or(0, |s| s.number.get());
         }
         Body::Commands => {}
-        Body::Void { superseded } => {
+        Body::Void(why) => {
             frame.flags = FLAG_VOID;
-            frame.number = u64::from(superseded);
+            frame.number = why.number();
         }
     }
     frame
@@ -236,9 +278,7 @@ pub(crate) fn entry_of(frame: Frame) -> Result<Entry, RecordError> {
             body: if frame.flags & FLAG_VOID == 0 {
                 Body::Commands
             } else {
-                Body::Void {
-                    superseded: frame.number == 1,
-                }
+                Body::Void(Void::of_number(frame.number))
             },
             timestamp: frame.timestamp,
             payload: frame.payload,

@@ -20,7 +20,7 @@ use crate::applied::AppliedTo;
 use crate::cell::{Cell, Leadership, ReplicaStatus};
 use crate::error::{MembershipError, ReadMessagesError, TransferError};
 use crate::proposal::{Done, Pending, ProposalResponder, ProposeError};
-use crate::record::{Record, stamp_of};
+use crate::record::{Body, Record, stamp_of};
 use crate::shield::to_the_end;
 use crate::types::{HomeNode, Members, Raft, StoredMembership, TypeConfig, log_id, members};
 
@@ -151,7 +151,8 @@ impl Replica {
         if self.cell.is_stopping() {
             return Err(ProposeError::Unavailable("the node is stopping".to_owned()));
         }
-        if shared.disk_full.load(Ordering::Relaxed) {
+        // Commands free the disk, too, and barriers take no room; both may use the reserve.
+        if matches!(record.body, Body::Batch { .. }) && shared.disk_full.load(Ordering::Relaxed) {
             return Err(ProposeError::DiskFull);
         }
         let guard = self

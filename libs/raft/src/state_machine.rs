@@ -19,7 +19,7 @@ use crate::blocking::Blocking;
 use crate::cell::InstallLock;
 use crate::checkpoint_codec::decode_state;
 use crate::metrics::Metrics;
-use crate::record::{Body, Record};
+use crate::record::{Body, Record, Void};
 use crate::snapshot::{SnapshotBuilder, SnapshotData, Staged, stored_snapshot};
 use crate::trouble::Trouble;
 use crate::types::{
@@ -146,8 +146,9 @@ fn apply_payload(content: &mut Content, id: &RaftLogId, payload: EntryPayload) -
 fn apply_record(content: &mut Content, record: &Record) -> Result<Answer, String> {
     let partition = &mut content.partition;
     match record.body {
-        Body::Void { superseded: true } => Ok(Answer::Superseded),
-        Body::Void { superseded: false } => Ok(Answer::Nothing),
+        Body::Void(Void::Superseded) => Ok(Answer::Superseded),
+        Body::Void(Void::NoRoom) => Ok(Answer::NoRoom),
+        Body::Void(Void::Barrier) => Ok(Answer::Nothing),
         Body::Commands => partition
             .apply_entry(&record.payload, record.timestamp)
             .map(Answer::Commands)

@@ -1,4 +1,7 @@
-//! The life of a replica: opened, watched, opened again when its core dies, given up when that does not help.
+//! The life of a replica: opened, watched, and opened again when its core dies, as often as it takes.
+//!
+//! Only what no restart can change ends a replica: damaged or lost data, another replica in its place, and a store that
+//! failed. Everything else may pass, a full disk too.
 
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -23,8 +26,8 @@ use crate::state_machine::StateMachine;
 use crate::transport::{Factory, Transport};
 use crate::types::{Membership, Raft, member_nodes};
 
-/// A replica that ran this long without dying is at peace again.
-const PEACE: Duration = Duration::from_secs(3600);
+/// A replica that ran this long without dying starts with the shortest pause again.
+const PEACE: Duration = Duration::from_secs(60);
 /// How long a core may take to end before it is told to people.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -56,10 +59,9 @@ enum Ended {
     Died(String),
 }
 
-/// Runs a replica until it is stopped or given up.
+/// Runs a replica until it is stopped or cannot run any more.
 pub(crate) async fn supervise(cell: Arc<Cell>, opener: Arc<Opener>) {
     let options = &cell.shared.options;
-    let mut deaths = 0;
     let mut pause = options.restart_pause;
     loop {
         let started = Instant::now();
@@ -81,14 +83,9 @@ pub(crate) async fn supervise(cell: Arc<Cell>, opener: Arc<Opener>) {
             break cell.set_state(ReplicaState::Stopped, None);
         }
         if started.elapsed() > PEACE {
-            (deaths, pause) = (0, options.restart_pause);
+            pause = options.restart_pause;
         }
-        deaths += 1;
-        if deaths > options.max_restarts {
-            tracing::error!(group = %cell.group.to_hex(), replica = %cell.replica, %why, "replica is given up");
-            break cell.set_state(ReplicaState::Failed, Some(why));
-        }
-        tracing::warn!(group = %cell.group.to_hex(), replica = %cell.replica, %why, "replica is opened again");
+        tracing::warn!(group = %cell.group.to_hex(), replica = %cell.replica, %why, ?pause, "replica waits to be opened again");
         cell.shared.metrics.restarts.inc();
         cell.set_state(ReplicaState::Restarting, Some(why));
         tokio::select! {
@@ -213,6 +210,7 @@ async fn open_raft(cell: &Arc<Cell>, opener: &Opener, log: &Arc<GroupLog>) -> io
         Arc::clone(&opener.room),
         Arc::clone(&cell.trouble),
         shared.blocking,
+        Arc::clone(&shared.metrics),
     );
     let factory = Factory {
         transport: opener.transport.clone(),

@@ -71,6 +71,8 @@ pub(crate) enum Answer {
     Commands(Vec<ptah_partition::Applied>),
     /// The batch did not fit behind the log's last message and was made void before it was stored.
     Superseded,
+    /// The leader's disk had no room for the entry, which was made void before it was stored.
+    NoRoom,
 }
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;

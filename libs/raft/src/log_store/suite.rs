@@ -16,7 +16,7 @@ use ptah_types::{ClusterId, NodeId, PartitionKey, PartitionNumber, RaftGroupId, 
 
 use super::*;
 use crate::applied::AppliedState;
-use crate::metrics::Metrics;
+use crate::cell::InstallLock;
 use crate::snapshot::{SnapshotBuilder, SnapshotData};
 use crate::state_machine::StateMachine;
 use crate::types::{Snapshot, SnapshotMeta, StoredMembership};
@@ -50,8 +50,14 @@ impl StoreBuilder<TypeConfig, LogStore, SuiteMachine, Guard> for Ground {
         let trouble = Arc::new(Trouble::default());
         let blocking = Blocking::new(false);
         let room = Arc::new(Notify::new());
-        let log_store = LogStore::new(Arc::clone(&log), room, Arc::clone(&trouble), blocking);
         let metrics = Arc::new(Metrics::register(&mut Registry::default()));
+        let log_store = LogStore::new(
+            Arc::clone(&log),
+            room,
+            Arc::clone(&trouble),
+            blocking,
+            Arc::clone(&metrics),
+        );
         let state = Arc::new(AppliedState::new());
         let machine = StateMachine::open(
             Arc::clone(&log),

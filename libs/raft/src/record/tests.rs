@@ -80,7 +80,7 @@ fn a_fresh_batch_that_does_not_fit_becomes_void_and_says_so() {
     let EntryPayload::Normal(record) = entry_of(frame).unwrap().payload else {
         panic!("a void entry is a record");
     };
-    assert_eq!(record.body, Body::Void { superseded: true });
+    assert_eq!(record.body, Body::Void(Void::Superseded));
 }
 
 #[test]

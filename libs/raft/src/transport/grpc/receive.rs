@@ -1,16 +1,19 @@
 //! Receiving log entries: sessions of many groups on one stream.
 //!
 //! Invariants: nothing that fails verification reaches openraft; a slow or broken group ends its own session and
-//! never holds up the stream; answers of one session leave in order.
+//! never holds up the stream; answers of one session leave in order. Entries for which the disk has no room do not reach
+//! openraft either: their session ends after a pause, the replica lives on and takes them when there is room again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{FutureExt, StreamExt};
 use openraft::error::Fatal;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
 use ptah_proto::raft::v1 as pb;
+use ptah_segment_log::{FRAME_HEADER_LEN, FrameKind, GroupLog};
 use ptah_types::NodeId;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,20 +22,22 @@ use tonic::Status;
 use super::convert::{part_from_pb, result_to_pb};
 use crate::directory::Directory;
 use crate::metrics::Metrics;
+use crate::record::Body;
 use crate::transport::fragments::{Assembly, decode_entries};
 use crate::transport::outbox::{AppendHead, AppendOutcome, AppendPart, Route};
-use crate::types::{TypeConfig, log_id};
+use crate::types::{Entry, EntryPayload, TypeConfig, log_id};
 
 /// Requests of one session that wait for its group. Senders have fewer under way; one that has more is broken.
 const SESSION_QUEUE: usize = 64;
 /// Most sessions of one stream: far above the groups of a node.
 const MAX_SESSIONS: usize = 65_536;
+/// Pause before a session ends whose entries find no room on the disk: its sender tries again at once.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
 /// Most results in one message.
 const MAX_RESULTS: usize = 256;
 
-type Answer = Option<Result<StreamAppendResult<TypeConfig>, Fatal<TypeConfig>>>;
 /// Results of one session; `None` is its end.
-type Answers = BoxStream<'static, (u64, Answer)>;
+type Answers = BoxStream<'static, (u64, Option<AppendOutcome>)>;
 
 /// What the reading side tells the answering side.
 enum News {
@@ -40,6 +45,14 @@ enum News {
     Session(Answers),
     /// A session was refused or ended by the reading side.
     Closed(u64, String),
+}
+
+/// Why the reading side ends a session.
+enum End {
+    /// It is told at once.
+    Now(String),
+    /// It is told after a pause.
+    NoRoom,
 }
 
 struct Session {
@@ -110,9 +123,9 @@ impl Receiver {
         let session = sessions.get_mut(&number)?;
         match self.add(session, part) {
             Ok(()) => opened,
-            Err(why) => {
+            Err(end) => {
                 sessions.remove(&number);
-                Some(News::Closed(number, why))
+                Some(end.news(number))
             }
         }
     }
@@ -122,7 +135,7 @@ impl Receiver {
         let (requests, queue) = mpsc::channel(SESSION_QUEUE);
         let answers = raft
             .stream_append(ReceiverStream::new(queue))
-            .map(move |result| (number, Some(result)))
+            .map(move |result| (number, Some(outcome(result))))
             .chain(futures_util::stream::once(std::future::ready((number, None))));
         let session = Session {
             route,
@@ -133,7 +146,7 @@ impl Receiver {
         Ok((session, Box::pin(answers)))
     }
 
-    fn add(&self, session: &mut Session, part: AppendPart) -> Result<(), String> {
+    fn add(&self, session: &mut Session, part: AppendPart) -> Result<(), End> {
         if let Some(head) = part.head {
             session.head = Some(head);
         }
@@ -156,6 +169,7 @@ impl Receiver {
             head.vote.leader_id.term,
         )
         .map_err(|error| self.refused(session.route, error))?;
+        self.find_room(session.route, &entries)?;
         let request = AppendEntriesRequest {
             vote: head.vote,
             prev_log_id: head.previous,
@@ -165,16 +179,70 @@ impl Receiver {
         session
             .requests
             .try_send(request)
-            .map_err(|_| "the replica is too slow, or stopped".to_owned())
+            .map_err(|_| End::Now("the replica is too slow, or stopped".to_owned()))
+    }
+
+    /// Whether the disk has room for entries. A replica that waits for room says so.
+    fn find_room(&self, route: Route, entries: &[Entry]) -> Result<(), End> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let Some(cell) = self.directory.get(route.group) else {
+            return Ok(());
+        };
+        let has_room = cell.with_running(|running| has_room(&running.log, entries));
+        if has_room.unwrap_or(true) {
+            cell.waits_for(None);
+            return Ok(());
+        }
+        cell.waits_for(Some("the disk of this node is full; free space on it".to_owned()));
+        self.metrics.entries_without_room.inc_by(entries.len() as u64);
+        Err(End::NoRoom)
     }
 
     /// Entries that fail verification: reported, never written.
-    fn refused(&self, route: Route, why: impl ToString) -> String {
+    fn refused(&self, route: Route, why: impl ToString) -> End {
         let why = why.to_string();
         self.metrics.bad_entries.inc();
         tracing::warn!(from = %self.from, group = %route.group.to_hex(), %why, "entries were refused");
-        why
+        End::Now(why)
     }
+}
+
+impl End {
+    fn news(self, session: u64) -> News {
+        match self {
+            Self::Now(why) => News::Closed(session, why),
+            Self::NoRoom => News::Session(Box::pin(futures_util::stream::once(async move {
+                tokio::time::sleep(NO_ROOM_PAUSE).await;
+                let why = "the disk of the node is full".to_owned();
+                (session, Some(AppendOutcome::Closed(why)))
+            }))),
+        }
+    }
+}
+
+/// Whether the disk has room for entries, by what each kind may take of it. A new leader also sends entries that are
+/// here already; they take nothing.
+fn has_room(log: &GroupLog, entries: &[Entry]) -> bool {
+    let (mut batches, mut commands) = (0, 0);
+    for entry in entries {
+        let id = log_id(&entry.log_id);
+        let EntryPayload::Normal(record) = &entry.payload else {
+            continue;
+        };
+        if record.payload.is_empty() || log.log_id_at(id.index) == Some(id) {
+            continue;
+        }
+        let bytes = (FRAME_HEADER_LEN + record.payload.len()) as u64;
+        match record.body {
+            Body::Batch { .. } => batches += bytes,
+            Body::Commands | Body::Void(_) => commands += bytes,
+        }
+    }
+    [(FrameKind::Batch, batches), (FrameKind::Command, commands)]
+        .into_iter()
+        .all(|(kind, bytes)| bytes == 0 || log.has_room(kind, bytes))
 }
 
 /// Collects results of all sessions into messages.
@@ -197,10 +265,10 @@ async fn answer(
                 }
             },
             Some((session, answer)) = all.next(), if !all.is_empty() => {
-                results.extend(answer.and_then(outcome).map(|outcome| result_to_pb(session, outcome)));
+                results.extend(answer.map(|outcome| result_to_pb(session, outcome)));
                 while results.len() < MAX_RESULTS {
                     let Some(Some((session, answer))) = all.next().now_or_never() else { break };
-                    results.extend(answer.and_then(outcome).map(|outcome| result_to_pb(session, outcome)));
+                    results.extend(answer.map(|outcome| result_to_pb(session, outcome)));
                 }
             }
         }
@@ -217,12 +285,11 @@ async fn answer(
     }
 }
 
-/// `None` for what the sender does not wait for.
-fn outcome(result: Result<StreamAppendResult<TypeConfig>, Fatal<TypeConfig>>) -> Option<AppendOutcome> {
-    Some(match result {
+fn outcome(result: Result<StreamAppendResult<TypeConfig>, Fatal<TypeConfig>>) -> AppendOutcome {
+    match result {
         Ok(result) => append_outcome(result),
         Err(_) => AppendOutcome::Closed("the replica stopped".to_owned()),
-    })
+    }
 }
 
 pub(super) fn append_outcome(result: StreamAppendResult<TypeConfig>) -> AppendOutcome {
