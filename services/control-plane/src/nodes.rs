@@ -2,7 +2,7 @@
 //!
 //! Volatile: a new holder of the lease knows nothing until the nodes report to it, within a second.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,13 +122,16 @@ impl Nodes {
             .is_some_and(|seen| seen.at.elapsed() <= self.window)
     }
 
+    /// Nodes that were seen within the window.
+    pub(crate) fn alive(&self) -> BTreeSet<NodeId> {
+        let seen = self.seen.lock();
+        let alive = seen.iter().filter(|(_, seen)| seen.at.elapsed() <= self.window);
+        alive.map(|(node, _)| *node).collect()
+    }
+
     /// How many nodes were seen within the window.
     pub fn count_alive(&self) -> usize {
-        self.seen
-            .lock()
-            .values()
-            .filter(|seen| seen.at.elapsed() <= self.window)
-            .count()
+        self.alive().len()
     }
 
     /// Resolves when a report said something new since the last time.

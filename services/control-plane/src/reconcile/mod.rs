@@ -19,7 +19,7 @@ use crate::lease::Lease;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
 use crate::sync::Metadata;
-use order::{Memory, difference};
+use order::{Circumstances, Memory, difference};
 
 pub(crate) use order::is_gone;
 
@@ -151,10 +151,17 @@ impl Worker {
             return Round::Nothing;
         }
         let (node, memory) = (self.node, &mut self.memory);
-        memory.begin(epoch, Instant::now());
+        let now = Instant::now();
+        memory.begin(epoch, now);
+        let alive = self.parts.nodes.alive();
+        let circumstances = Circumstances {
+            epoch,
+            alive: &alive,
+            now,
+        };
         let found = self.parts.metadata.read(|view| {
             let address = view.node(node)?.value.address.clone();
-            let order = difference(view, node, health.observed.as_deref(), memory, epoch)?;
+            let order = difference(view, node, health.observed.as_deref(), memory, &circumstances)?;
             Some((address, order))
         });
         let Some((address, order)) = found.flatten() else {

@@ -1,10 +1,13 @@
 //! The difference between what is wanted of a node and what it reports, as an order. Pure but for the time that it is
 //! given.
 //!
-//! Steps of a new group, each recorded before the next: all nodes open their replicas; the first replica initialises
-//! the group. Steps of a deletion: every node is told until it reports that the group is gone.
+//! Steps of a new group, each recorded before the next: all nodes open their replicas; one replica initialises the
+//! group. A node that is dead, or does not manage, is not waited for when a majority has opened: its replica is a voter
+//! from the start, has voted for nothing, and follows once it is open. Whichever replica initialises, the members are
+//! those of the record, so that two of them would write the same entry.
+//! Steps of a deletion: every node is told until it reports that the group is gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ptah_rpc::clients::{PlacementOrder, ReplicaReport, ReplicaSpec, ReplicaState, ReplicaTombstone};
@@ -20,6 +23,8 @@ use crate::view::View;
 const BATCH: usize = 256;
 /// What a node took and does not report is ordered again after this.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// How long a living node may take to open its replica before the group begins without it.
+const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is ordered of a group.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -35,6 +40,17 @@ pub(super) struct Memory {
     epoch: u64,
     peers: Option<Peers>,
     asked: BTreeMap<(RaftGroupId, Asked), Instant>,
+    /// Since when groups have a majority opened and wait for the rest.
+    waiting: BTreeMap<RaftGroupId, Instant>,
+}
+
+/// What an order follows from besides the view and the report.
+pub(super) struct Circumstances<'a> {
+    /// Epoch of the lease.
+    pub(super) epoch: u64,
+    /// Nodes that were seen lately.
+    pub(super) alive: &'a BTreeSet<NodeId>,
+    pub(super) now: Instant,
 }
 
 impl Memory {
@@ -65,6 +81,12 @@ impl Memory {
         }
     }
 
+    /// Whether a group with a majority opened has waited long enough for the rest; the first question starts the time.
+    fn is_out_of_patience(&mut self, group: RaftGroupId, now: Instant) -> bool {
+        let since = *self.waiting.entry(group).or_insert(now);
+        now.duration_since(since) >= OPEN_PATIENCE
+    }
+
     fn is_new(&self, group: RaftGroupId, asked: Asked) -> bool {
         !self.asked.contains_key(&(group, asked))
     }
@@ -75,20 +97,20 @@ pub(super) fn difference(
     view: &View,
     node: NodeId,
     observed: Option<&Observed>,
-    memory: &Memory,
-    epoch: u64,
+    memory: &mut Memory,
+    circumstances: &Circumstances<'_>,
 ) -> Option<PlacementOrder> {
     let peers: Peers = view
         .nodes()
         .map(|node| (node.node, node.address.clone()))
         .collect();
     let remove = removals(view, node, observed, memory);
-    let ensure = openings(view, node, observed, memory);
+    let ensure = openings(view, node, observed, memory, circumstances);
     if remove.is_empty() && ensure.is_empty() && memory.peers.as_ref() == Some(&peers) {
         return None;
     }
     Some(PlacementOrder {
-        epoch,
+        epoch: circumstances.epoch,
         revision: view.revision(),
         peers,
         ensure,
@@ -125,16 +147,31 @@ pub(crate) fn is_gone(observed: &Observed, group: RaftGroupId, deleted_at: u64) 
     observed.report.placement_revision >= deleted_at && observed.replica(group).is_none()
 }
 
-fn openings(view: &View, node: NodeId, observed: Option<&Observed>, memory: &Memory) -> Vec<ReplicaSpec> {
+fn openings(
+    view: &View,
+    node: NodeId,
+    observed: Option<&Observed>,
+    memory: &mut Memory,
+    circumstances: &Circumstances<'_>,
+) -> Vec<ReplicaSpec> {
     let mut ensure = Vec::new();
+    let mut waiting = BTreeSet::new();
     for placement in view.placements_of(node) {
         let placement = placement.value;
         let Some(ours) = placement.replicas.iter().find(|replica| replica.node == node) else {
             continue;
         };
         let seen = observed.and_then(|observed| observed.replica(placement.group));
-        let Some(asked) = next_step(placement, ours, seen) else {
-            continue;
+        let asked = match next_step(placement, ours, seen, circumstances.alive) {
+            Next::Nothing => continue,
+            Next::Ask(asked) => asked,
+            Next::InitializeLate => {
+                waiting.insert(placement.group);
+                if !memory.is_out_of_patience(placement.group, circumstances.now) {
+                    continue;
+                }
+                Asked::Initialize
+            }
         };
         if !memory.is_new(placement.group, asked) {
             continue;
@@ -143,29 +180,53 @@ fn openings(view: &View, node: NodeId, observed: Option<&Observed>, memory: &Mem
             ensure.push(spec);
         }
         if ensure.len() == BATCH {
-            break;
+            return ensure;
         }
     }
+    memory.waiting.retain(|group, _| waiting.contains(group));
     ensure
 }
 
-/// What the node has to do for a replica, if anything.
+/// What a node has to do for a replica.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Next {
+    Nothing,
+    Ask(Asked),
+    /// To initialise the group although a living node has not opened its replica: only after a while.
+    InitializeLate,
+}
+
 fn next_step(
     placement: &PlacementRecord,
     ours: &ReplicaPlacement,
     seen: Option<&ReplicaReport>,
-) -> Option<Asked> {
-    let state = seen.map(|seen| seen.state);
-    if matches!(state, None | Some(ReplicaState::UnknownGroup)) {
-        return Some(Asked::Open);
+    alive: &BTreeSet<NodeId>,
+) -> Next {
+    match seen.map(|seen| (seen.state, seen.initialized)) {
+        None | Some((ReplicaState::UnknownGroup, _)) => Next::Ask(Asked::Open),
+        Some((ReplicaState::Open, false)) if !placement.initialized => beginning(placement, ours, alive),
+        Some(_) => Next::Nothing,
     }
-    let first = placement.replicas.iter().map(|replica| replica.replica).min();
-    let initialises = !placement.initialized
-        && first == Some(ours.replica)
-        && placement.replicas.iter().all(|replica| replica.opened)
-        && state == Some(ReplicaState::Open)
-        && seen.is_some_and(|seen| !seen.initialized);
-    initialises.then_some(Asked::Initialize)
+}
+
+/// Whether this replica, which is open, has to initialise its group: the first one that is open on a living node, once
+/// a majority is open.
+fn beginning(placement: &PlacementRecord, ours: &ReplicaPlacement, alive: &BTreeSet<NodeId>) -> Next {
+    let replicas = &placement.replicas;
+    let opened = replicas.iter().filter(|replica| replica.opened);
+    let first = opened
+        .clone()
+        .filter(|replica| alive.contains(&replica.node))
+        .map(|replica| replica.replica)
+        .min();
+    if first != Some(ours.replica) || opened.count() <= replicas.len() / 2 {
+        return Next::Nothing;
+    }
+    let mut missing = replicas.iter().filter(|replica| !replica.opened);
+    if missing.any(|replica| alive.contains(&replica.node)) {
+        return Next::InitializeLate;
+    }
+    Next::Ask(Asked::Initialize)
 }
 
 /// `None` for a placement whose station is not in the view: it is about to be deleted.
@@ -208,8 +269,12 @@ mod tests {
                     .map(|node| (node.node, node.address.clone()))
                     .collect(),
             ),
-            asked: BTreeMap::new(),
+            ..Memory::default()
         }
+    }
+
+    fn alive(nodes: &[u64]) -> BTreeSet<NodeId> {
+        nodes.iter().map(|node| id(*node)).collect()
     }
 
     fn cluster_with(record: ptah_rpc::records::Record) -> View {
@@ -223,7 +288,22 @@ mod tests {
     }
 
     fn order(view: &View, on: u64, observed: Option<&Observed>) -> Option<PlacementOrder> {
-        difference(view, id(on), observed, &known_peers(view), 5)
+        ask(view, on, observed, &mut known_peers(view), Instant::now())
+    }
+
+    fn ask(
+        view: &View,
+        on: u64,
+        observed: Option<&Observed>,
+        memory: &mut Memory,
+        now: Instant,
+    ) -> Option<PlacementOrder> {
+        let circumstances = Circumstances {
+            epoch: 5,
+            alive: &alive(&NODES),
+            now,
+        };
+        difference(view, id(on), observed, memory, &circumstances)
     }
 
     #[test]
@@ -255,6 +335,61 @@ mod tests {
         assert_eq!(order(&all, 1, Some(&done)), None, "it said that it did");
         let recorded = cluster_with(placement_with(4, 1, 10, &NODES, &NODES, true));
         assert_eq!(order(&recorded, 1, Some(&open(1))), None, "never again");
+    }
+
+    #[test]
+    fn a_group_begins_with_a_majority_when_the_rest_is_dead_or_does_not_manage() {
+        use Next::{Ask, InitializeLate, Nothing};
+        let initialize = Ask(Asked::Initialize);
+        // Opened, alive, and what replicas 1, 2 and 3 have to do if they are open.
+        let table: [(&[u64], &[u64], [Next; 3]); 9] = [
+            (&[1, 2, 3], &[1, 2, 3], [initialize, Nothing, Nothing]),
+            (&[1, 2], &[1, 2], [initialize, Nothing, Nothing]),
+            (&[2, 3], &[2, 3], [Nothing, initialize, Nothing]),
+            (&[1, 2], &[1, 2, 3], [InitializeLate, Nothing, Nothing]),
+            (&[2, 3], &[1, 2, 3], [Nothing, InitializeLate, Nothing]),
+            // The first one died after it had opened.
+            (&[1, 2, 3], &[2, 3], [Nothing, initialize, Nothing]),
+            // No majority.
+            (&[1], &[1], [Nothing; 3]),
+            (&[3], &[1, 2, 3], [Nothing; 3]),
+            (&[], &[1, 2, 3], [Nothing; 3]),
+        ];
+        for (opened, living, wanted) in table {
+            let record = placement_with(3, 1, 10, &NODES, opened, false);
+            let ptah_rpc::records::RecordValue::Placement(placement) = &record.value else {
+                panic!("{record:?}");
+            };
+            for (place, wanted) in wanted.into_iter().enumerate() {
+                let ours = &placement.replicas[place];
+                let open = replica(10, ours.replica.get(), ReplicaState::Open, false);
+                let next = next_step(placement, ours, Some(&open), &alive(living));
+                assert_eq!(
+                    next, wanted,
+                    "replica {place} of {opened:?} opened, {living:?} alive"
+                );
+            }
+        }
+        let alone = placement_with(3, 1, 10, &[1], &[], false);
+        let observed = Observed::new(report(1, 2, vec![replica(10, 1, ReplicaState::Open, false)]));
+        assert_eq!(
+            order(&cluster_with(alone), 1, Some(&observed)),
+            None,
+            "not recorded yet"
+        );
+    }
+
+    #[test]
+    fn a_living_node_gets_some_time_to_open_its_replica() {
+        let view = cluster_with(placement_with(3, 1, 10, &NODES, &[1, 2], false));
+        let observed = Observed::new(report(1, 2, vec![replica(10, 1, ReplicaState::Open, false)]));
+        let mut memory = known_peers(&view);
+        let start = Instant::now();
+        let mut after = |wait| ask(&view, 1, Some(&observed), &mut memory, start + wait);
+        assert_eq!(after(Duration::ZERO), None);
+        assert_eq!(after(OPEN_PATIENCE - Duration::from_millis(1)), None);
+        let order = after(OPEN_PATIENCE).unwrap();
+        assert!(order.ensure[0].initialize && order.ensure[0].members.len() == 3);
     }
 
     #[test]
@@ -326,7 +461,7 @@ mod tests {
     fn new_addresses_go_out_without_other_orders() {
         let view = cluster_with(placement_with(3, 1, 10, &NODES, &NODES, true));
         let observed = Observed::new(report(1, 3, vec![replica(10, 1, ReplicaState::Open, true)]));
-        let first = difference(&view, id(1), Some(&observed), &Memory::default(), 5).unwrap();
+        let first = ask(&view, 1, Some(&observed), &mut Memory::default(), Instant::now()).unwrap();
         assert_eq!(
             (first.peers.len(), first.ensure.len(), first.remove.len()),
             (3, 0, 0)
@@ -339,19 +474,16 @@ mod tests {
         let mut memory = Memory::default();
         let now = Instant::now();
         memory.begin(5, now);
-        let order = difference(&view, id(1), None, &memory, 5).unwrap();
+        let order = ask(&view, 1, None, &mut memory, now).unwrap();
         memory.taken(&order, now);
         memory.begin(5, now + AGAIN_AFTER / 2);
-        assert_eq!(difference(&view, id(1), None, &memory, 5), None);
+        assert_eq!(ask(&view, 1, None, &mut memory, now), None);
         memory.begin(5, now + AGAIN_AFTER);
-        assert_eq!(
-            difference(&view, id(1), None, &memory, 5).unwrap().ensure.len(),
-            1
-        );
+        assert_eq!(ask(&view, 1, None, &mut memory, now).unwrap().ensure.len(), 1);
         memory.taken(&order, now);
         memory.begin(6, now);
         assert!(
-            difference(&view, id(1), None, &memory, 6).is_some(),
+            ask(&view, 1, None, &mut memory, now).is_some(),
             "another epoch begins anew"
         );
     }
