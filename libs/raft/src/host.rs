@@ -152,7 +152,11 @@ impl RaftHost {
         }
         .start(&tasks)
         .map_err(OpenError::Drivers)?;
-        let maintenance = Maintenance::new(Arc::clone(&directory), shared.options.maintenance_interval);
+        let maintenance = Maintenance::new(
+            Arc::clone(&directory),
+            shared.options.maintenance_interval,
+            Arc::clone(&wakes),
+        );
         tasks.spawn("maintenance", maintenance.run(tasks.clone()));
         if shared.options.takeover {
             let watching = takeover::run(

@@ -19,6 +19,7 @@ use crate::applied::Volume;
 use crate::cell::{Cell, Running};
 use crate::checkpoint_codec::encode_state;
 use crate::directory::Directory;
+use crate::drivers::Wakes;
 
 /// Most checkpoints of one replica that are remembered; older ones are reached by purging.
 const MAX_MARKS: usize = 64;
@@ -35,20 +36,24 @@ struct Memory {
     taken: Volume,
     taken_at: Instant,
     marks: VecDeque<Mark>,
+    /// How far the log was purged at the last turn.
+    purged: Option<LogIndex>,
 }
 
 /// Keeps all replicas of a host small.
 pub(crate) struct Maintenance {
     directory: Arc<Directory>,
     interval: Duration,
+    wakes: Arc<Wakes>,
     memory: BTreeMap<RaftGroupId, Memory>,
 }
 
 impl Maintenance {
-    pub(crate) fn new(directory: Arc<Directory>, interval: Duration) -> Self {
+    pub(crate) fn new(directory: Arc<Directory>, interval: Duration, wakes: Arc<Wakes>) -> Self {
         Self {
             directory,
             interval,
+            wakes,
             memory: BTreeMap::new(),
         }
     }
@@ -92,6 +97,12 @@ impl Maintenance {
                 return;
             }
         }
+        let purged = running.log.last_purged().map(|id| id.index);
+        if purged > memory.purged {
+            memory.purged = purged;
+            // The files go when the purge is durable in the group's own files: soon, not with the next regular round.
+            self.wakes.round.notify_one();
+        }
         purge(cell, &running, memory, volume).await;
     }
 }
@@ -111,6 +122,7 @@ impl Memory {
             taken: Volume::default(),
             taken_at: Instant::now(),
             marks,
+            purged: None,
         }
     }
 
@@ -208,8 +220,7 @@ async fn purge(cell: &Arc<Cell>, running: &Running, memory: &Memory, volume: Vol
     .flatten()
     .min()
     .unwrap_or(wanted);
-    let purged = running.log.last_purged().map(|id| id.index);
-    if purged < Some(upto) && running.raft.trigger().purge_log(upto.0).await.is_err() {
+    if memory.purged < Some(upto) && running.raft.trigger().purge_log(upto.0).await.is_err() {
         tracing::debug!(group = %cell.group.to_hex(), "replica stopped before it was purged");
     }
 }

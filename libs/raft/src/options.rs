@@ -38,7 +38,8 @@ pub struct HostOptions {
     pub checkpoint_entries: u64,
     /// A checkpoint is taken when anything was applied and the last one is older than this (60 s).
     pub checkpoint_every: Duration,
-    /// The log keeps this many bytes behind what is applied, for followers that lag; `None` is the segment size.
+    /// The log keeps this many bytes behind what is applied, for followers that lag; `None` is half the segment size, so
+    /// that together with what is not yet behind a checkpoint it stays under one segment.
     pub keep_log_bytes: Option<u64>,
     /// A follower that lags more than this many bytes does not hold the log back; `None` is four times the segment size.
     pub hold_log_bytes: Option<u64>,
@@ -102,7 +103,7 @@ impl HostOptions {
     }
 
     pub(crate) fn keep_log_bytes(&self, segment_bytes: u64) -> u64 {
-        self.keep_log_bytes.unwrap_or(segment_bytes)
+        self.keep_log_bytes.unwrap_or(segment_bytes / 2)
     }
 
     pub(crate) fn hold_log_bytes(&self, segment_bytes: u64) -> u64 {

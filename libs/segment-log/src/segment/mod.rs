@@ -36,6 +36,8 @@ const MAGIC: u64 = u64::from_le_bytes(*b"PTAHSEG1");
 const HEADER_LEN: usize = 64;
 /// Commands vanish at checkpoints, so their segments are smaller: less is left over when the log is purged.
 const COMMAND_SEGMENT_BYTES: u64 = 4 << 20;
+/// A command segment is deleted whole, so it must be small beside what is kept of the log.
+const COMMAND_SEGMENT_PART: u64 = 8;
 
 /// The two kinds of segments of a group. Stored, never renumber.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -57,7 +59,7 @@ impl StreamKind {
     pub(crate) fn limit(self, segment_bytes: u64) -> u64 {
         match self {
             Self::Messages => segment_bytes,
-            Self::Commands => segment_bytes.min(COMMAND_SEGMENT_BYTES),
+            Self::Commands => (segment_bytes / COMMAND_SEGMENT_PART).clamp(1, COMMAND_SEGMENT_BYTES),
         }
     }
 
