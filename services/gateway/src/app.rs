@@ -219,6 +219,7 @@ impl Base {
         Services {
             auth: Auth::new(
                 catalog.clone(),
+                &config.metadata_address,
                 config.auth_settings(),
                 &self.ports,
                 metrics.auth.clone(),

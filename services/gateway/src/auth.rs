@@ -6,7 +6,7 @@
 //! remembered is worth anything elsewhere or after the password was changed.
 //!
 //! A wrong password and an unknown user cost the same and are answered the same. Users come from the catalog: sign-in works
-//! while metadata is down.
+//! while metadata is down. A gateway that never heard of any user says so, and not that the password is wrong.
 
 mod base64;
 
@@ -101,6 +101,8 @@ struct Inner {
     waiting: Semaphore,
     /// Hash of no password, verified for users that do not exist.
     decoy: String,
+    /// What is said before the users are known.
+    not_known_yet: GatewayError,
 }
 
 /// Checks credentials. Cheap to clone.
@@ -110,8 +112,14 @@ pub struct Auth {
 }
 
 impl Auth {
-    /// Sign-in for the users of the catalog.
-    pub fn new(catalog: Catalog, settings: AuthSettings, ports: &Ports, metrics: AuthMetrics) -> Self {
+    /// Sign-in for the users of the catalog, which come from the metadata service at `metadata_address`.
+    pub fn new(
+        catalog: Catalog,
+        metadata_address: &str,
+        settings: AuthSettings,
+        ports: &Ports,
+        metrics: AuthMetrics,
+    ) -> Self {
         let random = &ports.random;
         let mut key = [0; 32];
         random.fill(&mut key);
@@ -130,6 +138,12 @@ impl Auth {
             running: Semaphore::new(settings.concurrent_verifications),
             waiting: Semaphore::new(settings.waiting_verifications),
             decoy: decoy.map(|hash| hash.to_string()).unwrap_or_default(),
+            not_known_yet: GatewayError::Unavailable(
+                format!(
+                    "users are not known yet: metadata at `{metadata_address}` does not answer; try again"
+                )
+                .into(),
+            ),
         };
         Self {
             inner: Arc::new(inner),
@@ -140,6 +154,9 @@ impl Auth {
     pub async fn sign_in(&self, authorization: Option<&[u8]>) -> Result<SignedIn, GatewayError> {
         let header = authorization.ok_or(MISSING)?;
         let (user, password) = parse(header).ok_or(MALFORMED)?;
+        if !self.inner.catalog.position().loaded {
+            return Err(self.inner.not_known_yet.clone());
+        }
         let tenant = TenantName::default_tenant();
         let known = user.parse::<UserName>().ok();
         let known = known.and_then(|name| self.inner.catalog.with(|view| view.user(&tenant, &name).cloned()));
@@ -234,3 +251,6 @@ fn parse(header: &[u8]) -> Option<(String, String)> {
     let (user, password) = decoded.split_once(':')?;
     Some((user.to_owned(), password.to_owned()))
 }
+
+#[cfg(test)]
+mod tests;
