@@ -30,6 +30,7 @@ pub struct Catalog {
 struct Inner {
     view: RwLock<CatalogView>,
     position: watch::Sender<Position>,
+    outage: RwLock<Option<Arc<str>>>,
 }
 
 /// How far the catalog is.
@@ -57,6 +58,7 @@ impl Catalog {
         let inner = Inner {
             view: RwLock::new(CatalogView::default()),
             position: watch::Sender::new(Position::default()),
+            outage: RwLock::new(None),
         };
         Self {
             inner: Arc::new(inner),
@@ -100,6 +102,16 @@ impl Catalog {
     /// Tells every change.
     pub fn watch(&self) -> watch::Receiver<Position> {
         self.inner.position.subscribe()
+    }
+
+    /// Why the metadata store does not answer; `None` while it does, and before it was asked.
+    pub fn outage(&self) -> Option<Arc<str>> {
+        self.inner.outage.read().clone()
+    }
+
+    /// Notes whether the store answers, and returns what was known before.
+    fn set_outage(&self, why: Option<&str>) -> Option<Arc<str>> {
+        std::mem::replace(&mut *self.inner.outage.write(), why.map(Arc::from))
     }
 
     /// Puts a whole copy in place of what was there.

@@ -11,7 +11,7 @@ use ptah_rpc::RpcError;
 use ptah_rpc::records::{Record, RecordKind};
 use ptah_service::{Component, Random, Stopping};
 use ptah_types::ErrorKind;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::{Catalog, CatalogView};
 use crate::metrics::CatalogMetrics;
@@ -95,7 +95,7 @@ impl CatalogSync {
             self.metrics.connected.set(0);
             if let Err(error) = ended {
                 self.metrics.failures.inc();
-                debug!(%error, "metadata watch ended");
+                self.note_failure(&error);
                 if !self.catalog.position().loaded {
                     self.component
                         .not_ready(format!("metadata does not answer: {error}"));
@@ -113,6 +113,21 @@ impl CatalogSync {
         }
     }
 
+    /// Tells the log once per reason: a store that is down is asked again and again.
+    fn note_failure(&self, error: &RpcError) {
+        let why = error.to_string();
+        let before = self.catalog.set_outage(Some(&why));
+        if before.as_deref() != Some(&*why) {
+            warn!(%error, "metadata does not answer; stations, users and nodes stay as this gateway knows them");
+        }
+    }
+
+    fn note_success(&self) {
+        if self.catalog.set_outage(None).is_some() {
+            info!("metadata answers again");
+        }
+    }
+
     /// One connection: loads if needed, then takes changes in until the stream ends.
     async fn follow(&self) -> Result<(), RpcError> {
         if !self.catalog.position().loaded {
@@ -125,6 +140,7 @@ impl CatalogSync {
         };
         self.component.ready();
         self.metrics.connected.set(1);
+        self.note_success();
         loop {
             let Ok(next) = tokio::time::timeout(WATCH_SILENCE, changes.next()).await else {
                 return Err(RpcError::new(
@@ -173,3 +189,6 @@ impl CatalogSync {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
