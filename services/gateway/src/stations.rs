@@ -144,26 +144,33 @@ impl Stations {
             max_message_bytes: wanted.max_message_bytes,
         };
         let begin = Instant::now();
-        let created = match self
+        let made = match self
             .control
             .create_station(&request, self.patience(&wanted))
             .await
         {
-            Ok(made) => {
-                let in_time = self.catalog.wait_for_revision(made.revision, CATALOG_LIMIT).await;
-                if !in_time && !self.catalog.with(|view| view.has_station(made.id)) {
-                    return Err(self.not_ready(&wanted, "this gateway has not heard of it yet"));
-                }
-                made.created
-            }
+            Ok(made) => made,
             // Programs make their stations at every start; what exists is found without the control plane.
             Err(error) if error.kind.is_retryable() => return self.existing(&wanted, error.into()),
             Err(error) => return Err(error.into()),
         };
-        let station = self.catalog.station(&wanted.tenant, &wanted.name)?;
+        let in_time = self.catalog.wait_for_revision(made.revision, CATALOG_LIMIT).await;
+        if !in_time && !self.catalog.with(|view| view.has_station(made.id)) {
+            return Err(self.not_ready(&wanted, "this gateway has not heard of it yet"));
+        }
+        let station = self.catalog.station(&wanted.tenant, &wanted.name).ok();
+        let station = station
+            .filter(|station| station.record.id == made.id)
+            .ok_or_else(|| deleted_meanwhile(&wanted.name))?;
         let left = self.create_deadline.saturating_sub(begin.elapsed());
-        self.wait_for_leaders(&station, left).await?;
-        Ok((station, created))
+        let gone = self
+            .catalog
+            .wait_for(left, |view| (!view.has_station(made.id)).then_some(()));
+        tokio::select! {
+            biased;
+            Some(()) = gone => Err(deleted_meanwhile(&wanted.name)),
+            led = self.wait_for_leaders(&station, left) => led.map(|()| (station, made.created)),
+        }
     }
 
     /// How long to wait for the control plane: not long for a station that is known to be there.
@@ -361,6 +368,12 @@ impl Stations {
             stations,
         })
     }
+}
+
+fn deleted_meanwhile(name: &StationName) -> GatewayError {
+    GatewayError::Conflict(
+        format!("station `{name}` was deleted meanwhile; make it again if it is wanted").into(),
+    )
 }
 
 fn trouble(group: Option<RaftGroupId>, status: &PartitionStatus) -> String {

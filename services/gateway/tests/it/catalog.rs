@@ -199,6 +199,39 @@ async fn a_deleted_station_refuses_messages_by_name_also_on_open_streams() {
 }
 
 #[tokio::test]
+async fn a_station_that_is_deleted_while_it_is_made_is_a_conflict_at_once() {
+    let cluster = cluster().start().await;
+    cluster.control.leaderless.send_replace(true);
+    let request = api::CreateStationRequest {
+        name: "orders".to_owned(),
+        ..Default::default()
+    };
+    let mut stations = cluster.stations();
+    let create = stations.create_station(signed(ROOT, request));
+    let delete = async {
+        until_listed(&cluster, &["orders"]).await;
+        cluster.metadata.delete(ptah_rpc::records::RecordKey::station(
+            &TenantName::default_tenant(),
+            &"orders".parse().unwrap(),
+            StationKind::Station,
+        ));
+    };
+    let both = async { tokio::join!(create, delete).0 };
+    let refused = tokio::time::timeout(crate::support::LIMIT, both)
+        .await
+        .expect("it does not wait for leaders of a station that is gone")
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::Aborted);
+    assert!(
+        refused
+            .message()
+            .contains("station `orders` was deleted meanwhile"),
+        "{}",
+        refused.message()
+    );
+}
+
+#[tokio::test]
 async fn the_cluster_is_shown_without_control_plane_and_says_so() {
     let cluster = cluster().start().await;
     cluster.station("orders", 3).await;

@@ -26,7 +26,12 @@ pub(crate) struct FakeControl {
     pub(crate) nodes: u64,
     pub(crate) ids: Arc<AtomicU64>,
     pub(crate) down: watch::Sender<bool>,
+    /// Partitions of new stations get no leader.
+    pub(crate) leaderless: watch::Sender<bool>,
 }
+
+/// A node that is not there.
+const NOBODY: u64 = 99;
 
 impl FakeControl {
     fn id(&self) -> u64 {
@@ -64,8 +69,12 @@ impl FakeControl {
                 station: id,
                 partition: PartitionNumber::new(number).unwrap(),
             };
-            self.world
-                .add_group(group, (u64::from(number) - 1) % self.nodes + 1);
+            let leader = if *self.leaderless.borrow() {
+                NOBODY
+            } else {
+                (u64::from(number) - 1) % self.nodes + 1
+            };
+            self.world.add_group(group, leader);
             let replicas = (1..=self.nodes).map(|node| ReplicaPlacement {
                 replica: ReplicaId::new(node).unwrap(),
                 node: NodeId::new(node).unwrap(),

@@ -143,6 +143,7 @@ impl Builder {
             nodes: self.nodes,
             ids: Arc::new(AtomicU64::new(10)),
             down: watch::Sender::new(false),
+            leaderless: watch::Sender::new(false),
         };
         let services =
             Server::internal(secret.clone()).add_service(MetadataServiceServer::new(metadata.clone()));
