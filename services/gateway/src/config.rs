@@ -13,6 +13,9 @@ use crate::auth::AuthSettings;
 use crate::consume::ConsumeSettings;
 use crate::produce::InFlightLimit;
 
+/// What deadlines may be, in milliseconds.
+const DEADLINE_MS: std::ops::RangeInclusive<u64> = 10..=3_600_000;
+
 /// All settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -154,21 +157,8 @@ impl Default for AuthConfig {
 impl Settings for Config {
     fn validate(&self) -> Result<(), ConfigError> {
         self.cluster.validate()?;
-        let not_empty = [
-            ("grpc_listen", &self.grpc_listen),
-            ("metadata_address", &self.metadata_address),
-        ];
-        for (key, value) in not_empty {
-            if value.is_empty() {
-                return Err(ConfigError::invalid(key, "is empty; write host:port"));
-            }
-        }
-        if self.control_plane_addresses.is_empty() {
-            return Err(ConfigError::invalid(
-                "control_plane_addresses",
-                "is empty; name at least one host:port",
-            ));
-        }
+        self.validate_addresses()?;
+        self.validate_deadlines()?;
         let least_budget = MAX_BATCH_BYTES + (1 << 20);
         if self.produce.budget_bytes < least_budget {
             let why = format!("is too small; the largest message needs {least_budget} bytes");
@@ -218,6 +208,45 @@ impl Settings for Config {
 }
 
 impl Config {
+    fn validate_addresses(&self) -> Result<(), ConfigError> {
+        let must_listen = ("grpc_listen", self.grpc_listen.as_str(), 0);
+        let must_dial = ("metadata_address", self.metadata_address.as_str(), 1);
+        let control_planes = self.control_plane_addresses.0.iter();
+        let control_planes = control_planes.map(|address| ("control_plane_addresses", address.as_str(), 1));
+        for (key, address, least_port) in [must_listen, must_dial].into_iter().chain(control_planes) {
+            if !is_address(address, least_port) {
+                let why = format!("has `{address}`, which is not an address; write host:port");
+                return Err(ConfigError::invalid(key, why));
+            }
+        }
+        if self.control_plane_addresses.is_empty() {
+            return Err(ConfigError::invalid(
+                "control_plane_addresses",
+                "is empty; name at least one host:port",
+            ));
+        }
+        Ok(())
+    }
+
+    /// A deadline of nothing lets every call fail, one of weeks never ends.
+    fn validate_deadlines(&self) -> Result<(), ConfigError> {
+        for (key, value) in [
+            ("create_deadline_ms", self.create_deadline_ms),
+            ("produce.append_deadline_ms", self.produce.append_deadline_ms),
+            ("consume.stall_timeout_ms", self.consume.stall_timeout_ms),
+            ("consume.ack_deadline_ms", self.consume.ack_deadline_ms),
+        ] {
+            if !DEADLINE_MS.contains(&value) {
+                let (least, most) = (DEADLINE_MS.start(), DEADLINE_MS.end());
+                return Err(ConfigError::invalid(
+                    key,
+                    format!("is {value}; use {least} to {most}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Settings of sign-in.
     pub fn auth_settings(&self) -> AuthSettings {
         AuthSettings {
@@ -256,6 +285,16 @@ impl Config {
             ack_deadline: Duration::from_millis(self.consume.ack_deadline_ms),
         }
     }
+}
+
+/// Whether a text is host:port, with a port of at least `least_port`: 0 asks for any free port, which nobody can dial.
+fn is_address(text: &str, least_port: u16) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return false;
+    };
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    let host_is_well = !host.is_empty() && (bracketed || !host.contains(':')) && !host.contains(['/', ' ']);
+    host_is_well && port.parse::<u16>().is_ok_and(|port| port >= least_port)
 }
 
 /// Whether an address is only reached from this machine. A name other than `localhost` is not.
@@ -298,6 +337,57 @@ mod tests {
         assert!(config.validate().is_err());
         config.cluster.secret = ptah_service::Secret::new("0123456789abcdef".to_owned());
         assert!(config.validate().is_ok());
+    }
+
+    #[test]
+    fn deadlines_of_nothing_and_addresses_without_a_port_are_refused_by_name() {
+        let refused = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            config.cluster.secret = ptah_service::Secret::new("0123456789abcdef".to_owned());
+            change(&mut config);
+            config.validate().err().map(|error| error.to_string())
+        };
+        let wrong: [(&str, fn(&mut Config)); 11] = [
+            ("create_deadline_ms", |config| config.create_deadline_ms = 0),
+            ("produce.append_deadline_ms", |config| {
+                config.produce.append_deadline_ms = 0;
+            }),
+            ("consume.stall_timeout_ms", |config| {
+                config.consume.stall_timeout_ms = u64::MAX;
+            }),
+            ("consume.ack_deadline_ms", |config| {
+                config.consume.ack_deadline_ms = 9
+            }),
+            ("metadata_address", |config| {
+                config.metadata_address = "127.0.0.1".to_owned();
+            }),
+            ("metadata_address", |config| {
+                config.metadata_address = "metadata:0".to_owned();
+            }),
+            ("metadata_address", |config| {
+                config.metadata_address = "http://metadata:6224".to_owned();
+            }),
+            ("grpc_listen", |config| config.grpc_listen = ":5555".to_owned()),
+            ("grpc_listen", |config| config.grpc_listen = "::1:5555".to_owned()),
+            ("control_plane_addresses", |config| {
+                config.control_plane_addresses = List(vec!["a:1".to_owned(), "b:65536".to_owned()]);
+            }),
+            ("control_plane_addresses", |config| {
+                config.control_plane_addresses = List(Vec::new());
+            }),
+        ];
+        for (key, change) in wrong {
+            let why = refused(change).unwrap_or_else(|| panic!("{key} is taken"));
+            assert!(why.contains(key), "{key}: {why}");
+        }
+        let well: [fn(&mut Config); 3] = [
+            |config| config.grpc_listen = "[::]:0".to_owned(),
+            |config| config.metadata_address = "metadata.example:6224".to_owned(),
+            |config| config.create_deadline_ms = 10,
+        ];
+        for (index, change) in well.into_iter().enumerate() {
+            assert_eq!(refused(change), None, "{index}");
+        }
     }
 
     #[test]
