@@ -62,7 +62,7 @@ impl StateMachine {
         let content = match checkpoint {
             None => Content::default(),
             Some(checkpoint) => decode_state(&checkpoint.state).map_err(|error| {
-                trouble.damaged(error.to_string());
+                trouble.contradicts(error.to_string());
                 io::Error::other(error)
             })?,
         };
@@ -99,7 +99,7 @@ impl StateMachine {
     fn disagreement(&self, at: LogId, what: &str) -> io::Error {
         self.metrics.disagreements.inc();
         let text = format!("entry {at} does not agree with the partition's state: {what}");
-        self.trouble.damaged(text.clone());
+        self.trouble.contradicts(text.clone());
         io::Error::other(text)
     }
 

@@ -24,6 +24,7 @@ use crate::log_store::LogStore;
 use crate::runtime::with_random;
 use crate::state_machine::StateMachine;
 use crate::transport::{Factory, Transport};
+use crate::trouble::Damaged;
 use crate::types::{Membership, Raft, member_nodes};
 
 /// A replica that ran this long without dying starts with the shortest pause again.
@@ -76,8 +77,9 @@ pub(crate) async fn supervise(cell: Arc<Cell>, opener: Arc<Opener>) {
         if let Some(failure) = opener.store.failure() {
             break cell.set_state(ReplicaState::Failed, Some(failure));
         }
-        if let Some(damage) = cell.trouble.text() {
-            break cell.set_state(ReplicaState::Damaged, Some(damage));
+        if let Some(damage) = cell.trouble.found() {
+            cell.set_state(ReplicaState::Damaged, Some(damage.what.clone()));
+            break note_damage(&cell, &opener, damage).await;
         }
         if cell.is_stopping() {
             break cell.set_state(ReplicaState::Stopped, None);
@@ -93,6 +95,30 @@ pub(crate) async fn supervise(cell: Arc<Cell>, opener: Arc<Opener>) {
             () = tokio::time::sleep(pause) => {}
         }
         pause = (pause * 2).min(options.restart_pause_max);
+    }
+}
+
+/// Notes damage on the disk, so that the replica does not vote after a restart either. A replica that is alone goes on
+/// after a restart as far as it can: nobody takes its place.
+async fn note_damage(cell: &Cell, opener: &Opener, damage: Damaged) {
+    if !damage.on_disk || is_alone(cell.state.read(|content| content.membership.clone()).membership()) {
+        return;
+    }
+    let Some(log) = opener.store.group(cell.group) else {
+        return;
+    };
+    let what = format!("found damaged while it ran: {}", damage.what);
+    loop {
+        let (log, what) = (Arc::clone(&log), what.clone());
+        let noted = cell.shared.blocking.run(move || log.note_damage(&what)).await;
+        let Err(error) = noted.and_then(|noted| noted) else {
+            return;
+        };
+        tracing::error!(group = %cell.group.to_hex(), %error, "damage of a replica is not noted yet on the disk");
+        tokio::select! {
+            () = cell.stop.cancelled() => return,
+            () = tokio::time::sleep(cell.shared.options.restart_pause_max) => {}
+        }
     }
 }
 

@@ -242,6 +242,76 @@ fn a_replica_whose_vote_is_damaged_is_reported_and_does_not_vote() {
 }
 
 #[test]
+fn damage_that_a_reader_meets_keeps_the_replica_from_voting_after_a_power_loss_too() {
+    let options = HostOptions {
+        round_every: std::time::Duration::from_millis(50),
+        ..HostOptions::for_tests()
+    };
+    let mut cluster = Cluster::new(3, options, 1);
+    cluster.create(1, &[1, 2, 3]);
+    for number in 0..100_u8 {
+        cluster.append(1, &[number; 2000]);
+    }
+    cluster.until_applied(1, sequence(101));
+    let victim = if cluster.leader(1).on == 3 { 2 } else { 3 };
+    let read = |cluster: &Cluster| {
+        let reading = cluster.replica(victim, 1);
+        cluster
+            .runtime(victim)
+            .block_on(reading.read(sequence(1), sequence(2), 1 << 20))
+    };
+    // The oldest messages lie in a file, and in memory no more.
+    let disk = cluster.node(victim).disk.clone();
+    let oldest = until("the oldest segment is written", || {
+        let mut segments: Vec<_> = disk
+            .files()
+            .into_iter()
+            .filter(|path| path.to_string_lossy().contains(&group(1).to_hex()))
+            .filter(|path| path.extension().is_some_and(|end| end == "seg"))
+            .filter(|path| disk.contents(path).is_some_and(|bytes| bytes.len() > 8192))
+            .collect();
+        segments.sort();
+        segments.into_iter().next()
+    });
+    assert!(read(&cluster).is_ok());
+    // In the payload of every message that lies in the first 4 KiB.
+    for place in (4096 + 1000..8192).step_by(1000) {
+        assert!(disk.flip_bit(&oldest, place * 8));
+    }
+    until("a reader meets the damage", || {
+        read(&cluster)
+            .is_err_and(|error| matches!(error, ptah_raft::ReadMessagesError::Damaged(_)))
+            .then_some(())
+    });
+    until("the replica is reported as damaged", || {
+        (cluster.state_of(victim, 1) == ReplicaState::Damaged).then_some(())
+    });
+    let marked = || disk.files().iter().any(|path| path.ends_with("damaged"));
+    until("the damage is noted", || marked().then_some(()));
+    cluster.power_off(victim);
+    cluster.start(victim);
+    until("the replica is damaged again", || {
+        (cluster.state_of(victim, 1) != ReplicaState::Opening).then_some(())
+    });
+    let status = cluster.replica(victim, 1).status();
+    assert_eq!(status.state, ReplicaState::Damaged);
+    assert!(status.trouble.unwrap().contains("found damaged while it ran"));
+    // Without one of the other two there is no majority, and the damaged one does not lead either.
+    assert_eq!(cluster.append(1, b"y").base_sequence, sequence(101));
+    let mut leader = cluster.leader(1);
+    let other = 6 - victim - leader.on;
+    cluster.node_mut(other).kill_process();
+    if let Ok(answer) = leader.propose(b"z") {
+        let early = answer.recv_timeout(std::time::Duration::from_secs(3));
+        assert!(
+            !matches!(early, Ok(Ok(_))),
+            "a damaged replica must not make a majority"
+        );
+    }
+    assert!(!cluster.replica(victim, 1).leadership().ready);
+}
+
+#[test]
 fn small_entries_flow_while_a_big_one_is_replicated() {
     let mut cluster = Cluster::on_files(3, roomy());
     cluster.create(1, &[1, 2, 3]);

@@ -246,7 +246,7 @@ async fn a_damaged_checkpoint_makes_the_replica_damaged() {
     )
     .await;
     assert!(opened.is_err());
-    assert!(trouble.text().is_some());
+    assert!(trouble.found().is_some());
     drop(drivers);
 }
 

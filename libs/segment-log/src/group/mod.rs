@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod checkpoint_file;
+mod damage;
 mod flush;
 mod image;
 mod install;
