@@ -74,12 +74,13 @@ impl Decider {
         let name: UserName = "root"
             .parse()
             .map_err(|_| ControlError::Invalid("user name `root`".to_owned()))?;
-        let exists = self
+        let stored = self
             .parts
             .metadata
-            .read(|view| view.user(&tenant, &name).is_some());
-        if exists == Some(true) {
-            return Ok(());
+            .read(|view| view.user(&tenant, &name).cloned())
+            .flatten();
+        if let Some(stored) = stored {
+            return self.replace_default_password(epoch, &tenant, stored).await;
         }
         let user = UserRecord {
             name,
@@ -101,6 +102,48 @@ impl Decider {
         Ok(())
     }
 
+    /// A cluster that was made with the password that everybody knows gets the one that is configured by now. Any other
+    /// password stays: whoever set it knows it, and a setting left over from the first start must not undo that.
+    async fn replace_default_password(
+        &self,
+        epoch: u64,
+        tenant: &TenantName,
+        stored: UserRecord,
+    ) -> Result<(), ControlError> {
+        let bootstrap = &self.parts.bootstrap;
+        let is_configured = !bootstrap.root_password_hash.is_empty()
+            || (!bootstrap.root_password.is_empty()
+                && bootstrap.root_password.expose() != crate::config::DEFAULT_ROOT_PASSWORD);
+        if !is_configured || !self.is_of_default(stored.password_hash.clone()).await? {
+            return Ok(());
+        }
+        let wanted = self.root_password_hash().await?;
+        if self.is_of_default(wanted.clone()).await? {
+            return Ok(());
+        }
+        let key = RecordKey::user(tenant, &stored.name);
+        let user = UserRecord {
+            password_hash: wanted,
+            ..stored.clone()
+        };
+        let replaced = self.decide_under(epoch, "replace the default password of root", |view| {
+            if view.user(tenant, &stored.name) != Some(&stored) {
+                return Ok(Step::Done(false));
+            }
+            let mut change = Change::new(|_| true);
+            change.put(
+                key.clone(),
+                view.revision_of(&key),
+                RecordValue::User(user.clone()),
+            );
+            Ok(Step::Commit(change))
+        });
+        if replaced.await? {
+            info!("user root has the configured password instead of the default one");
+        }
+        Ok(())
+    }
+
     async fn root_password_hash(&self) -> Result<Secret, ControlError> {
         let bootstrap = &self.parts.bootstrap;
         if !bootstrap.root_password_hash.is_empty() {
@@ -115,12 +158,20 @@ impl Decider {
 
     /// A given hash, unless it is one of the default password where that is not allowed.
     async fn checked_hash(&self, hash: Secret) -> Result<Secret, ControlError> {
-        if self.parts.bootstrap.allow_default_password {
-            return Ok(hash);
+        if !self.parts.bootstrap.allow_default_password && self.is_of_default(hash.clone()).await? {
+            return Err(ControlError::TakingOver {
+                why: "`bootstrap.root_password_hash` is of the well-known default password; choose another one, or set \
+                      `bootstrap.allow_default_password` where every public address is a loopback address"
+                    .to_owned(),
+            });
         }
-        let given = hash.clone();
-        let is_default = self.parts.ports.blocking.run(move || {
-            let parsed = PasswordHash::new(given.expose()).map_err(|error| error.to_string())?;
+        Ok(hash)
+    }
+
+    /// Whether a hash is of the password that everybody knows.
+    async fn is_of_default(&self, hash: Secret) -> Result<bool, ControlError> {
+        let verified = self.parts.ports.blocking.run(move || {
+            let parsed = PasswordHash::new(hash.expose()).map_err(|error| error.to_string())?;
             let default = crate::config::DEFAULT_ROOT_PASSWORD.as_bytes();
             Ok::<bool, String>(
                 argon2::Argon2::default()
@@ -128,15 +179,10 @@ impl Decider {
                     .is_ok(),
             )
         });
-        match is_default.await {
-            Ok(Ok(false)) => Ok(hash),
-            Ok(Ok(true)) => Err(ControlError::TakingOver {
-                why: "`bootstrap.root_password_hash` is of the well-known default password; choose another one, or set \
-                      `bootstrap.allow_default_password` where every public address is a loopback address"
-                    .to_owned(),
-            }),
+        match verified.await {
+            Ok(Ok(is_default)) => Ok(is_default),
             Ok(Err(why)) => Err(ControlError::TakingOver {
-                why: format!("`bootstrap.root_password_hash` cannot be read: {why}"),
+                why: format!("the password hash of root cannot be read: {why}"),
             }),
             Err(error) => Err(hash_failed(error.to_string())),
         }

@@ -73,27 +73,57 @@ async fn a_control_plane_that_starts_before_metadata_waits_for_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_start_makes_root_and_the_second_leaves_it() {
     let mut world = World::new().await;
-    let hash = async |world: &World| {
-        let users = world
-            .metadata()
-            .list(&ListQuery::all(RecordKind::User))
-            .await
-            .unwrap()
-            .records;
-        match users.as_slice() {
-            [user] => match &user.value {
-                RecordValue::User(user) => user.password_hash.expose().to_owned(),
-                other => panic!("{other:?}"),
-            },
-            other => panic!("one user, not {other:?}"),
-        }
-    };
-    let before = hash(&world).await;
+    let before = root_hash(&world).await;
     assert!(before.starts_with("$argon2id$v=19$"), "{before}");
     world.stop_plane(0).await;
     world.start_plane().await;
     until_async("it decides", async || world.planes[0].control.decides()).await;
-    assert_eq!(hash(&world).await, before);
+    assert_eq!(root_hash(&world).await, before);
+}
+
+async fn root_hash(world: &World) -> String {
+    let users = world
+        .metadata()
+        .list(&ListQuery::all(RecordKind::User))
+        .await
+        .unwrap()
+        .records;
+    match users.as_slice() {
+        [user] => match &user.value {
+            RecordValue::User(user) => user.password_hash.expose().to_owned(),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("one user, not {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_default_password_gives_way_to_a_configured_one_and_no_other_does() {
+    let mut world = World::without_planes().await;
+    let with = |password: &str| BootstrapConfig {
+        root_password: Secret::new(password.to_owned()),
+        allow_default_password: password == DEFAULT_ROOT_PASSWORD,
+        ..BootstrapConfig::default()
+    };
+    for (configured, holds) in [
+        (DEFAULT_ROOT_PASSWORD, DEFAULT_ROOT_PASSWORD),
+        ("the first of my own", "the first of my own"),
+        ("another one, later", "the first of my own"),
+        (DEFAULT_ROOT_PASSWORD, "the first of my own"),
+    ] {
+        let plane = world.start_plane_with(with(configured)).await;
+        until("it decides", || world.planes[plane].control.decides()).await;
+        assert!(is_password(&root_hash(&world).await, holds), "after {configured}");
+        world.stop_plane(plane).await;
+    }
+}
+
+fn is_password(hash: &str, password: &str) -> bool {
+    use argon2::password_hash::PasswordVerifier;
+    let parsed = argon2::password_hash::phc::PasswordHash::new(hash).unwrap();
+    argon2::Argon2::default()
+        .verify_password(password.as_bytes(), &parsed)
+        .is_ok()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
