@@ -79,7 +79,7 @@ pub async fn start(config: Config, deps: Deps) -> anyhow::Result<ControlPlane> {
         client,
     };
     parts.follow(&deps);
-    parts.keep_lease(&config, &deps, address);
+    parts.keep_lease(&config, &deps)?;
     let handlers = parts.decide(&config, &deps);
     parts.reconcile(&deps);
     let server = Server::internal(secret)
@@ -123,19 +123,22 @@ impl Parts {
             random: deps.ports.random.clone(),
         };
         self.tasks
-            .spawn("follow-metadata", follower.run(self.tasks.stopping()));
+            .spawn_critical("follow-metadata", ended(follower.run(self.tasks.stopping())));
     }
 
-    fn keep_lease(&self, config: &Config, deps: &Deps, address: SocketAddr) {
+    fn keep_lease(&self, config: &Config, deps: &Deps) -> anyhow::Result<()> {
+        let start = deps.ports.random.next_u64();
         let keeper = LeaseKeeper {
             client: self.client.clone(),
             lease: self.cluster.lease.clone(),
-            // The address is for people, the number makes each start its own.
-            holder: format!("{address}#{:016x}", deps.ports.random.next_u64()),
+            instance: config.instance_name(start)?,
+            start,
             ttl: config.lease_ttl(),
             component: deps.health.component("lease"),
         };
-        self.tasks.spawn("keep-lease", keeper.run(self.tasks.stopping()));
+        self.tasks
+            .spawn_critical("keep-lease", ended(keeper.run(self.tasks.stopping())));
+        Ok(())
     }
 
     fn decide(&self, config: &Config, deps: &Deps) -> Handlers {
@@ -150,7 +153,8 @@ impl Parts {
             metrics: self.metrics.clone(),
             component: deps.health.component("decisions"),
         });
-        self.tasks.spawn("decide", decider.run(self.tasks.stopping()));
+        self.tasks
+            .spawn_critical("decide", ended(decider.run(self.tasks.stopping())));
         Handlers {
             decisions,
             cluster: self.cluster.clone(),
@@ -167,8 +171,15 @@ impl Parts {
             metrics: self.metrics.clone(),
         };
         let tasks = self.tasks.child("reconcile");
-        self.tasks.spawn("reconcile", reconcile::run(parts, tasks));
+        self.tasks
+            .spawn_critical("reconcile", ended(reconcile::run(parts, tasks)));
     }
+}
+
+/// A loop that only ends when the service stops, for an owner that must know when it panics.
+async fn ended(run: impl Future<Output = ()>) -> anyhow::Result<()> {
+    run.await;
+    Ok(())
 }
 
 impl ControlPlane {

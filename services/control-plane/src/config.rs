@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ptah_service::{ClusterConfig, ConfigError, LogConfig, MonitorConfig, Secret, Settings};
+use ptah_types::{InvalidName, NodeName};
 use serde::{Deserialize, Serialize};
 
 /// Password of `root` that existing examples use; fit for a machine that nobody else reaches.
@@ -15,6 +16,9 @@ const SHORTEST_PASSWORD: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Name of this control plane among several: told as the one that decides. One that is started again under its name
+    /// takes over from its earlier start at once. Empty: made up at each start.
+    pub name: String,
     /// Where gateways and storage nodes reach the control plane.
     pub grpc_listen: String,
     /// host:port of the metadata service.
@@ -53,6 +57,7 @@ pub struct BootstrapConfig {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            name: String::new(),
             grpc_listen: "127.0.0.1:6223".to_owned(),
             metadata_address: "127.0.0.1:6224".to_owned(),
             lease_ttl_ms: 6_000,
@@ -68,6 +73,16 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The configured name, or one made of `number`, which differs from start to start.
+    pub fn instance_name(&self, number: u64) -> Result<NodeName, ConfigError> {
+        let name = match self.name.as_str() {
+            "" => format!("control-plane-{:08x}", number >> 32),
+            name => name.to_owned(),
+        };
+        name.parse()
+            .map_err(|error: InvalidName| ConfigError::invalid("name", error.to_string()))
+    }
+
     /// [`Config::lease_ttl_ms`] as a duration.
     pub fn lease_ttl(&self) -> Duration {
         Duration::from_millis(self.lease_ttl_ms.into())
@@ -119,6 +134,7 @@ impl Settings for Config {
     fn validate(&self) -> Result<(), ConfigError> {
         self.cluster.validate()?;
         self.bootstrap.validate()?;
+        self.instance_name(0)?;
         for (key, value) in [
             ("grpc_listen", &self.grpc_listen),
             ("metadata_address", &self.metadata_address),
@@ -165,7 +181,8 @@ impl Settings for Config {
 mod tests {
     use super::*;
 
-    const KEYS: [&str; 14] = [
+    const KEYS: [&str; 15] = [
+        "name",
         "grpc_listen",
         "metadata_address",
         "lease_ttl_ms",

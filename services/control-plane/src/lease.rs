@@ -3,6 +3,10 @@
 //! The store times the lease and fences every write with its epoch, so being wrong about holding it is safe; knowing it
 //! early only saves useless work. The holder counts from the moment at which it *asked*, so it never believes longer
 //! than the store does, up to the difference of clock speeds.
+//!
+//! A holder is the name of an instance and the number of its start. An instance that finds its own name with another
+//! number when it starts has died before: it gives that lease up, which ends its epoch, and takes one of its own. It does
+//! so once only; two processes of one name must not take the lease from each other for ever.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +14,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use ptah_rpc::MetadataClient;
 use ptah_service::{Component, Stopping};
+use ptah_types::NodeName;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -20,6 +25,9 @@ use crate::error::ControlError;
 const RETRY: Duration = Duration::from_millis(300);
 /// A released lease is noticed this late at most.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Between the name of an instance and the number of its start; no name has it.
+const SEPARATOR: char = '#';
 
 /// Who decides, as far as is known here.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -141,8 +149,10 @@ pub struct LeaseKeeper {
     pub client: MetadataClient,
     /// Whom to tell.
     pub lease: Lease,
-    /// Name of this process start.
-    pub holder: String,
+    /// Name of the instance: the same after a restart.
+    pub instance: NodeName,
+    /// Number of this start, which no other has.
+    pub start: u64,
     /// How long the lease shall hold.
     pub ttl: Duration,
     /// Where to tell readiness.
@@ -152,8 +162,9 @@ pub struct LeaseKeeper {
 impl LeaseKeeper {
     /// Keeps asking until the service stops, then gives the lease up.
     pub async fn run(self, stopping: Stopping) {
+        let mut may_succeed_itself = true;
         loop {
-            let pause = self.ask().await;
+            let pause = self.ask(&mut may_succeed_itself).await;
             tokio::select! {
                 biased;
                 () = stopping.cancelled() => break,
@@ -164,27 +175,60 @@ impl LeaseKeeper {
         self.release().await;
     }
 
+    fn holder(&self) -> String {
+        format!("{}{SEPARATOR}{:016x}", self.instance, self.start)
+    }
+
+    /// Whether a holder is another start of this instance.
+    fn is_another_start(&self, holder: &str) -> bool {
+        let instance = holder.rsplit_once(SEPARATOR).map(|(instance, _)| instance);
+        instance == Some(self.instance.as_str()) && holder != self.holder()
+    }
+
     /// Asks once; answers how long to wait until the next time.
-    async fn ask(&self) -> Duration {
+    async fn ask(&self, may_succeed_itself: &mut bool) -> Duration {
         let asked_at = Instant::now();
         let client = self.client.clone().with_deadline(self.ttl / 2);
-        let standing = match client.acquire_lease(&self.holder, self.ttl, false).await {
-            Ok(lease) if lease.acquired => Standing::Leading {
-                epoch: lease.epoch,
-                until: asked_at + self.ttl,
-            },
-            Ok(lease) => Standing::Following { holder: lease.holder },
+        let answer = match client.acquire_lease(&self.holder(), self.ttl, false).await {
+            Ok(answer) => answer,
             Err(error) => {
                 self.failed(&error.to_string());
                 return RETRY;
             }
         };
-        let pause = match &standing {
-            Standing::Leading { .. } => self.ttl / 3,
-            _ => LOOK_INTERVAL.min(self.ttl / 3),
-        };
-        self.tell(standing);
-        self.component.ready();
+        let succeeds_itself = std::mem::take(may_succeed_itself);
+        if answer.acquired {
+            self.tell(Standing::Leading {
+                epoch: answer.epoch,
+                until: asked_at + self.ttl,
+            });
+            self.component.ready();
+            return self.ttl / 3;
+        }
+        let pause = LOOK_INTERVAL.min(self.ttl / 3);
+        let holder = answer.holder;
+        let another_start = self.is_another_start(&holder);
+        if another_start && succeeds_itself {
+            info!(%holder, "this control plane was started again and succeeds itself");
+            return match client.acquire_lease(&holder, self.ttl, true).await {
+                Ok(_) => Duration::ZERO,
+                Err(error) => {
+                    *may_succeed_itself = true;
+                    self.failed(&error.to_string());
+                    RETRY
+                }
+            };
+        }
+        self.tell(Standing::Following { holder });
+        if another_start {
+            let why = format!(
+                "another process decides under the name of this one, `{}`; give each control plane its own `name`",
+                self.instance
+            );
+            self.component.not_ready(why);
+        } else {
+            self.component.ready();
+        }
         pause
     }
 
@@ -225,7 +269,7 @@ impl LeaseKeeper {
         };
         self.lease.standing.send_replace(stopping);
         let client = self.client.clone().with_deadline(Duration::from_secs(2));
-        if let Err(error) = client.acquire_lease(&self.holder, self.ttl, true).await {
+        if let Err(error) = client.acquire_lease(&self.holder(), self.ttl, true).await {
             warn!(%error, "the lease could not be given up; it ends by itself");
         }
     }

@@ -83,7 +83,11 @@ fn start_missing(parts: &ReconcileParts, tasks: &Tasks, started: &mut BTreeSet<N
                 wake: parts.nodes.waker_of(node),
                 memory: Memory::default(),
             };
-            tasks.spawn(format!("node-{node}"), worker.run(tasks.stopping()));
+            let stopping = tasks.stopping();
+            tasks.spawn_critical(format!("node-{node}"), async move {
+                worker.run(stopping).await;
+                Ok(())
+            });
         }
     }
 }

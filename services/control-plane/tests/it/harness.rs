@@ -39,6 +39,7 @@ struct Store {
 /// A control plane that runs.
 pub(crate) struct Plane {
     pub(crate) control: ControlPlane,
+    pub(crate) health: Health,
     tasks: Tasks,
 }
 
@@ -115,25 +116,36 @@ impl World {
 
     /// Starts one more control plane; answers its number.
     pub(crate) async fn start_plane(&mut self) -> usize {
-        let bootstrap = BootstrapConfig {
-            root_password: Secret::new("the password of root"),
-            ..BootstrapConfig::default()
-        };
-        self.start_plane_with(bootstrap).await
+        self.start_plane_of(self.plane_config()).await
     }
 
     pub(crate) async fn start_plane_with(&mut self, bootstrap: BootstrapConfig) -> usize {
-        let tasks = Tasks::root();
-        let config = Config {
+        self.start_plane_of(Config {
+            bootstrap,
+            ..self.plane_config()
+        })
+        .await
+    }
+
+    /// Settings of a control plane with short times.
+    pub(crate) fn plane_config(&self) -> Config {
+        Config {
+            bootstrap: BootstrapConfig {
+                root_password: Secret::new("the password of root"),
+                ..BootstrapConfig::default()
+            },
             grpc_listen: "127.0.0.1:0".to_owned(),
             metadata_address: self.store.address.clone(),
             lease_ttl_ms: 1_500,
             node_alive_window_ms: 1_000,
             report_interval_ms: 100,
-            bootstrap,
             cluster: cluster(),
             ..Config::default()
-        };
+        }
+    }
+
+    pub(crate) async fn start_plane_of(&mut self, config: Config) -> usize {
+        let tasks = Tasks::root();
         let deps = ptah_control_plane::Deps {
             ports: Ports::system(),
             network: Arc::new(TcpNetwork::new()),
@@ -141,8 +153,14 @@ impl World {
             metrics: Metrics::new(),
             health: Health::new("control-plane"),
         };
+        let health = deps.health.clone();
         let control = ptah_control_plane::start(config, deps).await.unwrap();
-        self.planes.push(Plane { control, tasks });
+        let plane = Plane {
+            control,
+            health,
+            tasks,
+        };
+        self.planes.push(plane);
         self.planes.len() - 1
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ptah_control_plane::Config;
 use ptah_rpc::records::{Commit, Counter, CounterRecord, RecordKey, RecordValue, Write};
 use ptah_types::ErrorKind;
 
@@ -9,7 +10,14 @@ use crate::harness::{World, root, station, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_one_that_does_not_hold_the_lease_says_who_does() {
-    let mut world = World::new().await;
+    let mut world = World::without_planes().await;
+    let first = world
+        .start_plane_of(Config {
+            name: "plane-a".to_owned(),
+            ..world.plane_config()
+        })
+        .await;
+    until("the first decides", || world.planes[first].control.decides()).await;
     let second = world.start_plane().await;
     let refused = loop {
         // Until it has asked for the lease once, it cannot say more than that it does not know.
@@ -23,8 +31,7 @@ async fn the_one_that_does_not_hold_the_lease_says_who_does() {
         }
     };
     assert_eq!(refused.kind, ErrorKind::NotLeader);
-    let holder = world.planes[0].control.address().to_string();
-    assert!(refused.message.contains(&holder), "{refused}");
+    assert!(refused.message.contains("plane-a"), "{refused}");
     let refused = world
         .management(second)
         .describe_nodes(&root())
@@ -126,4 +133,68 @@ async fn what_was_decided_under_an_older_epoch_is_not_written() {
         .await
         .unwrap();
     until("it decides again", || world.planes[0].control.decides()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_need_not_wait_for_the_lease_of_one_that_was_stopped() {
+    let mut world = World::without_planes().await;
+    // Longer than anybody here waits.
+    let config = Config {
+        lease_ttl_ms: 60_000,
+        ..world.plane_config()
+    };
+    for _ in 0..2 {
+        world.start_plane_of(config.clone()).await;
+    }
+    until("one of them decides", || {
+        world.planes.iter().any(|plane| plane.control.decides())
+    })
+    .await;
+    let holder = world.planes.iter().position(|plane| plane.control.decides());
+    world.stop_plane(holder.unwrap()).await;
+    until("the other one decides", || world.planes[0].control.decides()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_died_and_is_started_again_takes_over_at_once_under_a_new_epoch() {
+    let mut world = World::without_planes().await;
+    let metadata = world.metadata();
+    let before = metadata
+        .acquire_lease("plane-a#0123456789abcdef", Duration::from_secs(60), false)
+        .await
+        .unwrap();
+    let other = world.start_plane().await;
+    let again = world
+        .start_plane_of(Config {
+            name: "plane-a".to_owned(),
+            ..world.plane_config()
+        })
+        .await;
+    until("it decides", || world.planes[again].control.decides()).await;
+    assert!(!world.planes[other].control.decides());
+    let now = metadata
+        .acquire_lease("somebody", Duration::from_secs(1), false)
+        .await
+        .unwrap();
+    assert!(!now.acquired && now.epoch > before.epoch, "{now:?}");
+    assert!(now.holder.starts_with("plane-a#"), "{now:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_of_one_name_do_not_take_the_lease_from_each_other_for_ever() {
+    let mut world = World::without_planes().await;
+    let config = Config {
+        name: "plane-a".to_owned(),
+        ..world.plane_config()
+    };
+    world.start_plane_of(config.clone()).await;
+    until("the first decides", || world.planes[0].control.decides()).await;
+    world.start_plane_of(config).await;
+    until("the second decides", || world.planes[1].control.decides()).await;
+    until("the first says what is wrong", || {
+        let reasons = world.planes[0].health.not_ready();
+        reasons.iter().any(|part| part.reason.contains("its own `name`"))
+    })
+    .await;
+    assert!(world.planes[1].control.decides(), "it keeps the lease");
 }
