@@ -93,7 +93,7 @@ impl Server {
         self
     }
 
-    /// Counts calls and connections there; names start with `ptah_rpc_server`.
+    /// Counts calls and connections there; names start with `ptah_rpc_server`, the label `listener` is the address.
     #[must_use]
     pub fn metrics(mut self, metrics: &Metrics) -> Self {
         self.metrics = Some(metrics.clone());
@@ -140,7 +140,7 @@ impl Server {
             routes,
             names,
         } = server;
-        let metrics = ServerMetrics::new(metrics.as_ref(), &names);
+        let metrics = ServerMetrics::new(metrics.as_ref(), &local.to_string(), &names);
         report_health(reporter, health, names, &tasks);
         let front = Front {
             admission,

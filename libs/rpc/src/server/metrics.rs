@@ -67,7 +67,9 @@ fn histogram() -> Histogram {
 }
 
 impl ServerMetrics {
-    pub(super) fn new(metrics: Option<&Metrics>, services: &[&'static str]) -> Self {
+    /// Counters of the server that listens at `listener`, under that label: one process may have several servers, and
+    /// two samples of the same name and labels are not allowed on a metrics page.
+    pub(super) fn new(metrics: Option<&Metrics>, listener: &str, services: &[&'static str]) -> Self {
         let made = Self {
             calls: Family::default(),
             durations: Family::new_with_constructor(histogram),
@@ -77,7 +79,7 @@ impl ServerMetrics {
             known: Arc::new(services.iter().copied().collect()),
         };
         if let Some(metrics) = metrics {
-            made.register(metrics);
+            made.register(&metrics.labelled("listener", listener));
         }
         made
     }
@@ -107,5 +109,29 @@ impl ServerMetrics {
         self.calls.get_or_create(&CallLabels { service, outcome }).inc();
         let label = ServiceLabel { service };
         self.durations.get_or_create(&label).observe(took.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_of_one_process_do_not_share_samples() {
+        let metrics = Metrics::new();
+        for listener in ["127.0.0.1:6222", "127.0.0.1:6224"] {
+            let server = ServerMetrics::new(Some(&metrics), listener, &["ptah.test.v1.Test"]);
+            server.count("/ptah.test.v1.Test/Call", Outcome::Answered, Duration::ZERO);
+        }
+        let text = metrics.render();
+        let mut seen = BTreeSet::new();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let sample = line.rsplit_once(' ').unwrap().0;
+            assert!(seen.insert(sample), "{sample} is there twice in\n{text}");
+        }
+        assert!(
+            seen.contains("ptah_rpc_server_connections{listener=\"127.0.0.1:6222\"}"),
+            "{text}"
+        );
     }
 }

@@ -138,8 +138,13 @@ impl Fixture {
         assert!(served);
     }
 
+    /// A sample of this server.
     pub(crate) fn metric(&self, sample: &str) -> Option<f64> {
+        let label = format!("listener=\"{}\"", self.address());
         let text = self.metrics.render();
+        let text = text
+            .replace(&format!("{{{label}}}"), "")
+            .replace(&format!("{label},"), "");
         let line = text.lines().find_map(|line| line.strip_prefix(sample))?;
         line.trim().parse().ok()
     }
