@@ -74,6 +74,8 @@ impl GroupLog {
             let mut state = self.state.lock();
             // What was not cut must still be cut; what was cut may be cut again.
             state.return_cuts(plan.cuts);
+            // After a failed sync no later one reaches what was written before.
+            state.failed_flushes += u64::from(result.is_err());
             state.dirty = true;
             state.flushing = None;
         }
@@ -92,8 +94,12 @@ impl GroupLog {
         }
         let cuts = state.take_cuts();
         state.dirty = false;
-        // The log keeps the record behind the older slot until the new one is durable: it proves a torn one harmless.
-        let in_place = !state.wal_files.is_empty();
+        // The log keeps the record behind the newest slot until the next one is durable: it proves a torn one harmless.
+        let continued = state
+            .wal_files
+            .back()
+            .is_some_and(|(_, last)| *last > state.covered);
+        let in_place = continued && state.slot_proven;
         let (record, generation, dir_number) = (state.durable_record, state.generation, state.dir_number);
         state.flushing = Some(record);
         Ok(Plan {
@@ -202,12 +208,20 @@ impl GroupLog {
             None => self.segment_file(&name, plan.record)?,
         };
         let headers: Vec<_> = run.iter().map(|piece| piece.frame.encode_header()).collect();
-        let mut slices = Vec::with_capacity(2 * run.len());
+        let mut slices = Vec::with_capacity(2 * run.len() + 1);
+        // The file's header block goes with the first frame: when the sync fails, both are written again.
+        let block = (first.position == 0).then(|| name.header());
+        slices.extend(block.as_ref().map(|block| IoSlice::new(block)));
+        let offset = if block.is_some() {
+            0
+        } else {
+            file_offset(first.position)
+        };
         for (piece, header) in run.iter().zip(&headers) {
             slices.push(IoSlice::new(header));
             slices.push(IoSlice::new(&piece.frame.payload));
         }
-        file.write_at(&mut slices, file_offset(first.position))?;
+        file.write_at(&mut slices, offset)?;
         touched.insert(name.path, file);
         Ok(())
     }
@@ -295,16 +309,21 @@ impl GroupLog {
         file.sync_data()
     }
 
-    /// Replaces a slot that is lost by one that says the same as the other.
+    /// During recovery, when one slot is lost: both are written. The one that is left first, it may not be proven.
     pub(crate) fn rewrite_meta(&self) -> io::Result<()> {
+        self.flush()?;
         let _io = self.io.lock();
         let wal_seq = self.shared.completed_seq.load(Ordering::Acquire);
-        let image = {
-            let state = self.state.lock();
-            state.image(&self.spec, wal_seq, state.durable_record)
-        };
-        self.write_meta(&image, false)?;
-        self.state.lock().meta_version = image.version;
+        for _ in ["left", "lost"] {
+            let image = {
+                let state = self.state.lock();
+                state.image(&self.spec, wal_seq, state.durable_record)
+            };
+            self.write_meta(&image, false)?;
+            let mut state = self.state.lock();
+            state.meta_version = image.version;
+            state.slot_proven = true;
+        }
         Ok(())
     }
 
@@ -312,6 +331,7 @@ impl GroupLog {
         {
             let mut state = self.state.lock();
             state.meta_version = version;
+            state.slot_proven = true;
             state.covered = record;
             state.flushing = None;
             while state.wal_files.front().is_some_and(|(_, last)| *last <= record) {
@@ -371,21 +391,15 @@ impl GroupLog {
     /// Deletes files that were dropped. Answers how many.
     pub(crate) fn delete_dropped(&self) -> io::Result<usize> {
         let _io = self.io.lock();
-        let paths: Vec<PathBuf> = {
-            let mut state = self.state.lock();
-            // The meta slot must not name a file that is gone.
-            if state.barrier > state.covered || state.deletes.is_empty() {
-                return Ok(0);
-            }
-            std::mem::take(&mut state.deletes)
-        };
-        for (number, path) in paths.iter().enumerate() {
-            if let Err(error) = self.remove(path) {
-                self.state.lock().deletes.extend_from_slice(&paths[number..]);
+        let dropped = self.state.lock().take_deletable();
+        for (number, delete) in dropped.iter().enumerate() {
+            if let Err(error) = self.remove(&delete.path) {
+                let mut state = self.state.lock();
+                state.deletes.splice(0..0, dropped[number..].iter().cloned());
                 return Err(error);
             }
         }
-        Ok(paths.len())
+        Ok(dropped.len())
     }
 }
 

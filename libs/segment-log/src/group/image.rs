@@ -39,7 +39,7 @@ impl GroupState {
             .filter(|start| last.is_some_and(|last| start.index <= last.index));
         MetaImage {
             spec: spec.clone(),
-            version: self.meta_version + 1,
+            version: self.next_version(),
             record,
             wal_seq,
             dir_number: self.dir_number,
@@ -72,6 +72,7 @@ impl GroupState {
         state.durable_record = image.record;
         state.dir_number = image.dir_number;
         state.meta_version = image.version;
+        state.slot_proven = false;
         state.covered = image.record;
         state
     }

@@ -19,14 +19,19 @@ impl GroupLog {
     /// Writes the next piece of a large frame. `true` when the whole frame survives power loss.
     pub(crate) fn write_large_piece(&self, job: &mut LargeJob) -> io::Result<bool> {
         let _io = self.io.lock();
-        let (dir_number, cuts) = {
+        let (dir_number, cuts, failed_flushes) = {
             let mut state = self.state.lock();
-            (state.dir_number, state.take_cuts())
+            (state.dir_number, state.take_cuts(), state.failed_flushes)
         };
         let len = job.frame.encoded_len() as u64;
         let name = self.segment_name(dir_number, job.place.kind, job.place.segment);
         self.run_cuts(dir_number, &cuts)?;
         let file = self.segment_file(&name, job.number)?;
+        if job.failed_flushes != failed_flushes {
+            // A failed sync of the same file may have met these bytes or its header block; a later one would not tell.
+            file.write_at(&mut [IoSlice::new(&name.header())], 0)?;
+            (job.failed_flushes, job.written) = (failed_flushes, 0);
+        }
         let end = (job.written + PIECE).min(len);
         let header = job.frame.encode_header();
         let mut slices = Vec::with_capacity(2);

@@ -173,11 +173,7 @@ impl GroupLog {
     pub(crate) fn completed(&self, number: u64, effect: &Effect, wal_file: u64) {
         let mut state = self.state.lock();
         state.durable_record = state.durable_record.max(number);
-        state.dirty = true;
-        match state.wal_files.back_mut() {
-            Some((file, last)) if *file == wal_file => *last = number,
-            _ => state.wal_files.push_back((wal_file, number)),
-        }
+        state.hold(wal_file, number);
         match effect {
             Effect::Append(id) if number > state.last_truncate => state.flushed = Some(*id),
             Effect::Append(_) => {}

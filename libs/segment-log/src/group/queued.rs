@@ -34,6 +34,8 @@ pub(crate) struct LargeJob {
     pub(crate) after: u64,
     /// Bytes of the frame that are written.
     pub(crate) written: u64,
+    /// Failed flushes when the first byte was written.
+    pub(crate) failed_flushes: u64,
     pub(crate) effect: Effect,
     pub(crate) bytes: u64,
     pub(crate) done: Answer,
@@ -82,6 +84,7 @@ impl GroupLog {
                     place,
                     after,
                     written: 0,
+                    failed_flushes: 0,
                     effect,
                     bytes,
                     done,

@@ -17,13 +17,16 @@ impl GroupLog {
         self.apply(&mut state, number, record)?;
         state.next_record = number + 1;
         state.durable_record = number;
-        state.dirty = true;
-        match state.wal_files.back_mut() {
-            Some((file, last)) if *file == wal_file => *last = number,
-            _ => state.wal_files.push_back((wal_file, number)),
-        }
+        state.hold(wal_file, number);
         self.account(&mut state);
         Ok(())
+    }
+
+    /// A write-ahead log file has records that the meta slot contains. They are kept until a slot is known to be durable.
+    pub(crate) fn hold(&self, wal_file: u64) {
+        let mut state = self.state.lock();
+        let covered = state.durable_record;
+        state.hold(wal_file, covered);
     }
 
     fn apply(&self, state: &mut GroupState, number: u64, record: Record) -> Result<(), String> {
@@ -70,11 +73,11 @@ impl GroupLog {
             }
             Record::Purge(upto) => {
                 state.purge(upto, &dir);
-                state.barrier = number;
+                state.dropped_by(number);
             }
             Record::DropMessages { first_kept } => {
                 state.drop_before(first_kept, &dir);
-                state.barrier = number;
+                state.dropped_by(number);
             }
         }
         Ok(())

@@ -22,6 +22,14 @@ pub(crate) struct Cut {
     pub(crate) length: Option<u64>,
 }
 
+/// A file that is no segment any more.
+#[derive(Clone, Debug)]
+pub(crate) struct Delete {
+    /// Number of the record that dropped it; `None` until that is known. It may go when the meta slot covers the record.
+    pub(crate) by: Option<u64>,
+    pub(crate) path: PathBuf,
+}
+
 pub(crate) struct GroupState {
     pub(crate) vote: Option<VoteRecord>,
     pub(crate) durable_vote: Option<VoteRecord>,
@@ -42,8 +50,8 @@ pub(crate) struct GroupState {
     pub(crate) barrier: u64,
     pub(crate) last_truncate: u64,
     pub(crate) cuts: Vec<Cut>,
-    /// Files to delete once the barrier is durable.
-    pub(crate) deletes: Vec<PathBuf>,
+    /// Files that are no segments any more, in the order of the records that say so.
+    pub(crate) deletes: Vec<Delete>,
     /// Changes when frames that could be read go away.
     pub(crate) generation: u64,
     /// Number of the data directory.
@@ -54,7 +62,11 @@ pub(crate) struct GroupState {
     pub(crate) dirty: bool,
     /// The last record of the flush that is running and has not fixed its meta slot yet.
     pub(crate) flushing: Option<u64>,
+    /// Counts flushes that ended with an error.
+    pub(crate) failed_flushes: u64,
     pub(crate) meta_version: u64,
+    /// Whether the newest slot is known to survive power loss. The one that a start finds may be in the page cache only.
+    pub(crate) slot_proven: bool,
     /// All records up to this one are in segments and the meta slot.
     pub(crate) covered: u64,
     /// Write-ahead log files with records of this group, and the last record in each.
@@ -94,7 +106,9 @@ impl GroupState {
             installing: false,
             dirty: false,
             flushing: None,
+            failed_flushes: 0,
             meta_version: 0,
+            slot_proven: true,
             covered: 0,
             wal_files: VecDeque::new(),
             checkpoint: None,
@@ -115,6 +129,20 @@ impl GroupState {
         match kind {
             StreamKind::Messages => &mut self.messages,
             StreamKind::Commands => &mut self.commands,
+        }
+    }
+
+    /// Version of the next slot: it goes over the older slot, or over a newest one that is not proven.
+    pub(crate) fn next_version(&self) -> u64 {
+        self.meta_version + if self.slot_proven { 1 } else { 2 }
+    }
+
+    /// The group needs a write-ahead log file for its records up to `last`.
+    pub(crate) fn hold(&mut self, file: u64, last: u64) {
+        self.dirty = true;
+        match self.wal_files.back_mut() {
+            Some((newest, known)) if *newest == file => *known = last,
+            _ => self.wal_files.push_back((file, last)),
         }
     }
 
@@ -373,8 +401,10 @@ impl GroupState {
                 break;
             };
             self.tail.forget_segment(StreamKind::Commands, oldest.first_index);
-            self.deletes
-                .push(dir.join(StreamKind::Commands.file_name(oldest.first_index)));
+            self.deletes.push(Delete {
+                by: None,
+                path: dir.join(StreamKind::Commands.file_name(oldest.first_index)),
+            });
         }
         self.generation += 1;
     }
@@ -411,10 +441,37 @@ impl GroupState {
                 break;
             };
             self.tail.forget_segment(StreamKind::Messages, oldest.first_index);
-            self.deletes
-                .push(dir.join(StreamKind::Messages.file_name(oldest.first_index)));
+            self.deletes.push(Delete {
+                by: None,
+                path: dir.join(StreamKind::Messages.file_name(oldest.first_index)),
+            });
         }
         self.generation += 1;
+    }
+
+    /// The record that says what was just dropped has this number.
+    pub(crate) fn dropped_by(&mut self, number: u64) {
+        self.barrier = number;
+        for delete in self
+            .deletes
+            .iter_mut()
+            .rev()
+            .take_while(|delete| delete.by.is_none())
+        {
+            delete.by = Some(number);
+        }
+    }
+
+    /// Takes the files that the meta slot names no more. What later records dropped stays: those come all the time, and
+    /// waiting until none is under way could take for ever.
+    pub(crate) fn take_deletable(&mut self) -> Vec<Delete> {
+        let covered = self.covered;
+        let count = self
+            .deletes
+            .iter()
+            .take_while(|delete| delete.by.is_some_and(|by| by <= covered))
+            .count();
+        self.deletes.drain(..count).collect()
     }
 
     pub(crate) fn first_sequence(&self) -> u64 {

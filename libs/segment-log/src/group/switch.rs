@@ -67,6 +67,7 @@ impl Install {
                 .min(fresh.last);
             fresh.durable_record = state.durable_record;
             fresh.meta_version = state.meta_version;
+            fresh.slot_proven = state.slot_proven;
             fresh.image(&group.spec, wal_seq, fresh.durable_record)
         };
         for version in [image.version, image.version + 1] {
@@ -210,6 +211,7 @@ impl Install {
         state.deletes.clear();
         state.damage.clear();
         state.meta_version = image.version + 1;
+        state.slot_proven = true;
         state.covered = image.record;
         while state
             .wal_files

@@ -215,7 +215,7 @@ impl GroupLog {
                 state.barrier = number;
                 state.last_truncate = number;
             }
-            Record::Purge(_) | Record::DropMessages { .. } => state.barrier = number,
+            Record::Purge(_) | Record::DropMessages { .. } => state.dropped_by(number),
             _ => {}
         }
         let body = OpBody::Record(Box::new(record));

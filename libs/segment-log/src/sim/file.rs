@@ -51,6 +51,12 @@ impl Inode {
         self.promised = self.unsynced.len();
     }
 
+    /// A sync failed: the system counts what it tried to write as written. Readers see it, a later sync does not write it.
+    fn lose(&mut self) {
+        self.unsynced.clear();
+        self.promised = 0;
+    }
+
     /// Chooses what survives.
     pub(super) fn crash(&mut self, rng: &mut SimRng) {
         let mut changes = std::mem::take(&mut self.unsynced);
@@ -151,7 +157,12 @@ impl DiskFile for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.begin(SimOp::Sync)?;
+        if let Err(error) = self.begin(SimOp::Sync) {
+            if !self.disk.is_off() {
+                self.inode.lock().lose();
+            }
+            return Err(error);
+        }
         let mut sim = self.disk.0.lock();
         let fate = sim.mutate();
         if !sim.ignore_syncs && (fate == Fate::Go || sim.rng.chance(2)) {

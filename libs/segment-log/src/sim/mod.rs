@@ -1,7 +1,8 @@
 //! A disk in memory that behaves as badly as a real one may.
 //!
 //! What was not synced is lost at a power cut, in part, torn at 512-byte sectors, or persisted in another order.
-//! Names that were not followed by a sync of their directory may be lost too. Every choice comes from the seed.
+//! Names that were not followed by a sync of their directory may be lost too. After a failed sync what was written is
+//! there for readers, but no later sync persists it. Every choice comes from the seed.
 
 mod crash;
 mod disk;
@@ -246,6 +247,15 @@ impl SimDisk {
         let mut sim = self.0.lock();
         sim.resolve();
         sim.off = false;
+        sim.boot += 1;
+        sim.locks.clear();
+    }
+
+    /// The process died, the power stayed on: everything that was written is there for readers, synced or not. Files must
+    /// be opened anew.
+    pub fn restart(&self) {
+        let mut sim = self.0.lock();
+        (sim.off, sim.resolved, sim.budget) = (false, true, None);
         sim.boot += 1;
         sim.locks.clear();
     }

@@ -61,7 +61,8 @@ impl Store {
         next.save(&*inner.shared.disk, &inner.shared.dir)
             .map_err(io_error("create", group))?;
         *known = next;
-        let state = GroupState::restore(image);
+        let mut state = GroupState::restore(image);
+        state.slot_proven = true;
         let log = Arc::new(GroupLog::new(spec, dir, inner.shared.clone(), state));
         inner.groups.write().insert(group, log.clone());
         Ok(log)

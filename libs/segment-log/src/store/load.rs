@@ -20,6 +20,8 @@ impl Recovery {
     pub(super) fn load_groups(&mut self) -> Result<(), OpenError> {
         let all = groups_dir(&self.shared.dir);
         let disk = self.shared.disk.clone();
+        // A group that is there may have been made by a process that died before it synced the directory.
+        disk.sync_dir(&all).map_err(OpenError::io("sync", &all))?;
         for entry in disk.list(&all).map_err(OpenError::io("list", &all))? {
             let path = all.join(&entry.name);
             if entry.name.ends_with(".new") {
@@ -155,6 +157,8 @@ impl Recovery {
     /// Data directories of an install that was not switched to, or that was switched from.
     fn remove_other_generations(&self, dir: &Path, current: u64) -> Result<(), OpenError> {
         let disk = &self.shared.disk;
+        // The slot that names the current one may have been renamed by a process that died before it synced the directory.
+        disk.sync_dir(dir).map_err(OpenError::io("sync", dir))?;
         for entry in disk.list(dir).map_err(OpenError::io("list", dir))? {
             let path = dir.join(&entry.name);
             let number = entry

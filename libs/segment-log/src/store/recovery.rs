@@ -150,11 +150,13 @@ impl Recovery {
             }
             return;
         };
-        if group.failed.is_some() || seq <= group.wal_seq {
+        if group.failed.is_some() {
             return;
         }
         let found = group.log.durable_record();
-        if header.number <= found {
+        if seq <= group.wal_seq || header.number <= found {
+            // The meta slot has it, but nothing proves that the slot was synced.
+            group.log.hold(file);
             return;
         }
         if header.number > found + 1 {
@@ -210,7 +212,7 @@ impl Recovery {
             let continued = group.log.durable_record() > group.covered;
             if continued || start <= group.wal_seq + 1 {
                 tracing::warn!(group = %id.to_hex(), %damage, "meta slot is lost, the log proves the other one");
-                group.lost_slot = !continued;
+                group.lost_slot = true;
             } else {
                 group.failed = group.failed.take().or(Some(damage));
             }
@@ -218,14 +220,11 @@ impl Recovery {
     }
 
     /// Continues the log in a new epoch, in a new file.
-    fn start_epoch(&mut self, result: ScanResult, dir: &Path) -> Result<(), OpenError> {
+    ///
+    /// The last unit may be in the page cache only, and no sync need reach it any more: it is written again. The units before
+    /// it were synced. Nothing is given up before the position file says so durably.
+    fn start_epoch(&mut self, mut result: ScanResult, dir: &Path) -> Result<(), OpenError> {
         let shared = &self.shared;
-        // After a crash of the process alone the last units may be in the page cache only.
-        if let Some(last) = result.live.last() {
-            let path = dir.join(format!("{:016x}.wal", last.number));
-            let sync = || shared.disk.open(&path)?.sync_data();
-            sync().map_err(OpenError::io("sync", &path))?;
-        }
         let epoch = Epoch {
             number: result.epoch + 1,
             nonce: shared
@@ -235,18 +234,32 @@ impl Recovery {
         };
         let bytes = shared.options.wal_file_bytes;
         shared.completed_seq.store(result.next_seq - 1, Ordering::Release);
-        *shared.committer.lock() =
-            Committer::new(shared.identity, bytes, epoch, result.next_seq, result.last_number);
-        shared.wal.set_live(result.live);
-        shared
-            .wal
-            .adopt_spares(&result.unused)
+        // A later unit than the last one that was found is known to have been synced, so that one was, too.
+        let last = result
+            .last_unit
+            .take()
+            .filter(|last| last.seq + 1 == result.next_seq);
+        let copied = last.as_ref().map(|last| last.seq);
+        // A file with nothing but an earlier copy is of no use behind the new one.
+        while let Some(file) = result.live.pop_if(|file| copied == Some(file.first_seq)) {
+            result.unused.push(dir.join(format!("{:016x}.wal", file.number)));
+        }
+        let next_seq = copied.unwrap_or(result.next_seq);
+        let mut committer = Committer::new(shared.identity, bytes, epoch, next_seq, result.last_number);
+        let wal = &shared.wal;
+        wal.set_live(result.live);
+        wal.find_spares()
+            .and_then(|()| wal.prepare(1))
             .map_err(OpenError::io("prepare", dir))?;
-        shared.wal.prepare(1).map_err(OpenError::io("prepare", dir))?;
-        shared
-            .wal
-            .save_position(epoch, result.next_seq - 1)
-            .map_err(OpenError::io("write", dir.join("position")))
+        match last {
+            Some(last) => committer.copy(wal, &last),
+            None => wal.save_position(epoch, result.next_seq - 1),
+        }
+        .map_err(OpenError::io("begin the write-ahead log in", dir))?;
+        *shared.committer.lock() = committer;
+        wal.adopt_spares(&result.unused)
+            .and_then(|()| wal.prepare(1))
+            .map_err(OpenError::io("prepare", dir))
     }
 
     /// Judges every group.
@@ -292,6 +305,11 @@ impl Recovery {
             Err(error) => return Ok(Some(Damage::new(log.dir(), 0, error))),
         }
         let dir: PathBuf = data_dir(log.dir(), log.state().dir_number);
+        // A checkpoint that is there may have been renamed by a process that died before it synced the directory.
+        self.shared
+            .disk
+            .sync_dir(&dir)
+            .map_err(OpenError::io("sync", &dir))?;
         let mut names = Vec::new();
         for entry in self.shared.disk.list(&dir).map_err(OpenError::io("list", &dir))? {
             if entry.name.ends_with(".tmp") {

@@ -10,4 +10,5 @@ mod install;
 mod model;
 mod os;
 mod panics;
+mod restart;
 mod rounds;

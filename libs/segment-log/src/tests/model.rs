@@ -1,7 +1,8 @@
-//! Random operations with power cuts at random writes, against a simple model.
+//! Random operations with power cuts, deaths of the process and failed syncs at random writes, against a simple model.
 //!
 //! The model keeps the state after every operation. After a power cut the recovered state must be one of them, at or
-//! behind the last acknowledged operation: nothing acknowledged is lost, nothing else appears, order is kept.
+//! behind the last acknowledged operation: nothing acknowledged is lost, nothing else appears, order is kept. What was
+//! recovered once counts as acknowledged.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use ptah_types::{LogId, LogIndex, ReplicaId, Sequence, Term};
 use super::harness::{Outcome, open_with, power_cycle, tiny};
 use crate::testing::{batch_of, command_of, group_id, log_id, spec};
 use crate::types::{GroupCondition, RoundLimit, VoteRecord};
-use crate::{Frame, GroupLog, RefusedReason, SimDisk, Store};
+use crate::{Frame, GroupLog, RefusedReason, SimDisk, SimFault, SimOp, Store};
 
 const GROUPS: u64 = 3;
 const SEGMENT_BYTES: u64 = 24 << 10;
@@ -342,6 +343,40 @@ impl Run {
         }
     }
 
+    /// Sometimes one sync of a file fails.
+    fn fail_a_sync(&mut self) {
+        if self.rng.below(3) > 0 {
+            return;
+        }
+        let parts = [
+            "",
+            ".wal",
+            "position",
+            "meta.",
+            "/m-",
+            "/c-",
+            "groups.meta",
+            "ckpt",
+        ];
+        let part = parts[self.rng.below(parts.len() as u64) as usize];
+        self.disk.inject(SimFault {
+            op: SimOp::Sync,
+            path_contains: part.to_owned(),
+            after: self.rng.below(12),
+            times: 1,
+            error: std::io::ErrorKind::Other,
+        });
+    }
+
+    /// The power goes off, or only the process dies. After a clean end neither need happen.
+    fn end_life(&mut self, clean: bool) {
+        match self.rng.below(5) {
+            0 if clean => self.disk.cancel_crash(),
+            0..=1 => self.disk.restart(),
+            _ => power_cycle(&self.disk),
+        }
+    }
+
     fn step(&mut self, store: &Store, check: bool) -> Result<(), String> {
         let number = self.rng.below(GROUPS);
         let Some(group) = store.group(group_id(number + 1)) else {
@@ -474,28 +509,30 @@ fn run(seed: u64, lie: Option<Lie>) -> Result<(), String> {
     disk.set_late_syncs(lie == Some(Lie::LateSync));
     for _ in 0..4 {
         disk.crash_after_writes(1 + run.rng.below(60));
+        run.fail_a_sync();
         let steps = 20 + run.rng.below(100);
         for _ in 0..steps {
             run.step(&store, true)?;
-            if disk.is_off() {
+            if disk.is_off() || store.failure().is_some() {
                 break;
             }
         }
-        let clean = run.rng.below(5) == 0 && !disk.is_off();
+        disk.clear_faults();
+        let clean = run.rng.below(5) == 0 && !disk.is_off() && store.failure().is_none();
         if clean {
             disk.cancel_crash();
             store.close().map_err(|error| format!("close: {error}"))?;
         }
         drop(store);
-        if !clean || run.rng.below(2) == 0 {
-            power_cycle(&disk);
-        }
-        // The power may go off during recovery too.
+        run.end_life(clean);
+        // Recovery may end early too.
         if run.rng.below(2) == 0 {
             disk.crash_after_writes(1 + run.rng.below(25));
+            run.fail_a_sync();
             let half = open_with(&disk, tiny());
             drop(half);
-            power_cycle(&disk);
+            disk.clear_faults();
+            run.end_life(false);
         }
         store = open_with(&disk, tiny()).map_err(|error| format!("open: {error}"))?;
         run.compare(&store)?;

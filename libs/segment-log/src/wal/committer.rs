@@ -8,6 +8,7 @@ use super::files::{LiveFile, WalFiles};
 use super::format::{BLOCK, Epoch, FileHeader, UnitKind, padded};
 use super::queue::Unit;
 use super::record::{Numbers, RecordKind};
+use super::scan::LastUnit;
 use crate::disk::DiskFile;
 use crate::types::Identity;
 
@@ -147,6 +148,21 @@ impl Committer {
             file_bytes: self.file_bytes,
         };
         Ok(header.encode())
+    }
+
+    /// Writes the last unit of the former epoch again: its sync may have failed, or may never have happened, although it can
+    /// be read.
+    pub(crate) fn copy(&mut self, files: &WalFiles, last: &LastUnit) -> io::Result<()> {
+        let mut unit = Unit::new();
+        unit.push_encoded(&last.bytes, last.headers.len());
+        for header in last
+            .headers
+            .iter()
+            .filter(|header| header.kind != RecordKind::Numbers)
+        {
+            self.note(header.group, header.number);
+        }
+        self.write(files, &mut unit, last.kind).map(drop)
     }
 
     /// Writes a unit that proves everything before it.

@@ -154,30 +154,35 @@ impl WalFiles {
         self.inner.lock().live = live.into();
     }
 
-    /// Finds spare files of the right size; others are removed.
-    pub(crate) fn adopt_spares(&self, unused: &[PathBuf]) -> io::Result<()> {
-        let mut candidates: Vec<PathBuf> = unused.to_vec();
+    /// Finds the spare files.
+    pub(crate) fn find_spares(&self) -> io::Result<()> {
+        let mut found = Vec::new();
         for entry in self.disk.list(&self.dir)? {
             if entry.name.starts_with("spare-") || entry.name.starts_with("new-") {
-                candidates.push(self.dir.join(entry.name));
+                found.push(self.dir.join(entry.name));
             }
         }
-        for path in candidates {
+        self.adopt_spares(&found)
+    }
+
+    /// Makes spares of files that are not needed and have the right size; removes the others.
+    pub(crate) fn adopt_spares(&self, unused: &[PathBuf]) -> io::Result<()> {
+        for path in unused {
             let complete = !path.to_string_lossy().contains("new-");
-            let fits = complete && self.disk.open_read(&path)?.len()? == self.file_bytes;
+            let fits = complete && self.disk.open_read(path)?.len()? == self.file_bytes;
             let mut inner = self.inner.lock();
             if fits && inner.spares.len() < 4 {
                 let spare = self.dir.join(format!("spare-{}", inner.next_spare));
                 inner.next_spare += 1;
-                if spare != path {
+                if spare != *path {
                     if self.disk.exists(&spare)? {
                         continue;
                     }
-                    self.disk.rename(&path, &spare)?;
+                    self.disk.rename(path, &spare)?;
                 }
                 inner.spares.push(spare);
             } else {
-                self.disk.remove_file(&path)?;
+                self.disk.remove_file(path)?;
             }
         }
         Ok(())

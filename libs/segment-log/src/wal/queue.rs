@@ -112,6 +112,13 @@ impl Unit {
         self.bytes.extend_from_slice(body);
     }
 
+    /// Adds records that are encoded already.
+    pub(crate) fn push_encoded(&mut self, records: &[u8], count: usize) {
+        self.bytes.extend_from_slice(records);
+        self.records += count as u32;
+        self.len += records.len();
+    }
+
     /// Completes the header and gives the unit's bytes in order.
     pub(crate) fn finish(&mut self, epoch: &Epoch, seq: u64, kind: UnitKind) -> Vec<&[u8]> {
         let mut header = UnitHeader {

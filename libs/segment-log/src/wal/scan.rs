@@ -2,7 +2,8 @@
 //!
 //! Units follow each other by sequence. A bad unit with any later valid one is damage (the later one proves that it was
 //! synced); a bad unit at the very end is a write that the power cut interrupted, and is cut. Files name the sequence
-//! of their first unit, so that a damaged end of a file, or a missing file, is noticed too.
+//! of their first unit, so that a damaged end of a file, or a missing file, is noticed too. Every epoch begins with a copy
+//! of the last unit that its start found: that unit may be found twice.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,16 @@ pub(crate) enum ScanEvent {
     Gap { from: u64, to: u64, damage: Damage },
 }
 
+/// The unit that was found last.
+#[derive(Clone, Debug)]
+pub(crate) struct LastUnit {
+    pub(crate) seq: u64,
+    pub(crate) kind: UnitKind,
+    /// Its records as they are on disk.
+    pub(crate) bytes: Bytes,
+    pub(crate) headers: Vec<RecordHeader>,
+}
+
 /// What the scan found altogether.
 #[derive(Debug, Default)]
 pub(crate) struct ScanResult {
@@ -37,6 +48,7 @@ pub(crate) struct ScanResult {
     /// Files with a number that hold nothing.
     pub(crate) unused: Vec<PathBuf>,
     pub(crate) last_number: u64,
+    pub(crate) last_unit: Option<LastUnit>,
 }
 
 type Handler<'a> = dyn FnMut(ScanEvent) -> Result<(), OpenError> + 'a;
@@ -54,6 +66,7 @@ struct Scan<'a> {
 
 struct FoundUnit {
     header: UnitHeader,
+    bytes: Bytes,
     records: Vec<(RecordHeader, Bytes)>,
 }
 
@@ -222,6 +235,12 @@ impl Scan<'_> {
             position += padded(unit.header.len as usize);
             seq = unit.header.seq + 1;
             let seal = unit.header.kind == UnitKind::Seal;
+            self.result.last_unit = Some(LastUnit {
+                seq: unit.header.seq,
+                kind: unit.header.kind,
+                bytes: unit.bytes,
+                headers: unit.records.iter().map(|(header, _)| *header).collect(),
+            });
             (self.on)(ScanEvent::Unit {
                 file: number,
                 seq: unit.header.seq,
@@ -229,7 +248,8 @@ impl Scan<'_> {
                 records: unit.records,
             })?;
         }
-        self.expected = Some(seq);
+        // The file may begin with a copy of the last unit before it, and the copy may be torn.
+        self.expected = Some(seq.max(self.expected.unwrap_or(0)));
         Ok(())
     }
 
@@ -315,6 +335,10 @@ impl Scan<'_> {
             return Ok(None);
         }
         let records = Bytes::from(bytes).slice(UNIT_HEADER_LEN..);
-        Ok(split_records(&records, header.records).map(|records| FoundUnit { header, records }))
+        Ok(split_records(&records, header.records).map(|split| FoundUnit {
+            header,
+            bytes: records,
+            records: split,
+        }))
     }
 }
