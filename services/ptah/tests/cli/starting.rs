@@ -247,6 +247,53 @@ async fn another_root_password_at_a_later_start_is_refused_instead_of_ignored() 
 }
 
 #[tokio::test]
+async fn the_default_password_is_replaced_by_one_of_its_own_at_a_later_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    Up::start(&data, &[]).await.stop().await;
+    let up = Up::start(
+        &data,
+        &["--bind", "0.0.0.0", "--root-password", "one of my own"],
+    )
+    .await;
+    let list = ["station", "ls", "--password"];
+    let default = up.ptah(&[&list[..], &["memphis"]].concat()).await;
+    assert_eq!(code(&default), 6, "{}", stderr(&default));
+    let own = up.ptah(&[&list[..], &["one of my own"]].concat()).await;
+    assert_eq!(code(&own), 0, "{}", stderr(&own));
+    up.stop().await;
+}
+
+#[tokio::test]
+async fn a_storage_node_whose_directory_is_gone_is_refused_unless_the_loss_is_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    Up::start(&data, &["--storage-nodes", "3"]).await.stop().await;
+    let (lost, aside) = (data.join("storage-node-2"), dir.path().join("aside"));
+    std::fs::rename(&lost, &aside).unwrap();
+    let refused = up_fails(&data, &["--ephemeral-ports"]).await;
+    assert_eq!(code(&refused), 9, "{}", stderr(&refused));
+    let message = error(&refused)["message"].as_str().unwrap().to_owned();
+    assert!(
+        message.contains("storage-node-2") && message.contains("--accept-lost-node"),
+        "{message}"
+    );
+    assert!(!lost.exists(), "a refused start makes nothing");
+    Up::start(&data, &["--accept-lost-node"]).await.stop().await;
+    std::fs::remove_dir_all(&lost).unwrap();
+    std::fs::rename(&aside, &lost).unwrap();
+    Up::start(&data, &[]).await.stop().await;
+}
+
+#[tokio::test]
+async fn wrong_arguments_are_told_as_json_when_json_is_asked_for() {
+    let output = command(&["--json", "station", "create"]).output().await.unwrap();
+    assert_eq!(code(&output), 2);
+    assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+    assert_eq!(error(&output)["kind"], "invalid_argument");
+}
+
+#[tokio::test]
 async fn up_does_not_take_options_of_clients() {
     let output = command(&["up", "--server", "127.0.0.1:1"])
         .output()
