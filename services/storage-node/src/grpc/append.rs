@@ -1,7 +1,6 @@
 //! The append stream. One task per stream takes requests in and hands answers out: the answer of a batch is encoded by
 //! the task that is woken when the batch is applied, and nothing is handed from task to task.
 
-use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,29 +11,23 @@ use ptah_proto::storage::v1::append_request::Request as Message;
 use ptah_proto::storage::v1::append_result::Outcome;
 use ptah_rpc::agree_wire;
 use ptah_service::Stopping;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
 
 use super::convert::{error, id, invalid, partition_key};
+use super::inbound::{Inbound, REQUESTS_AT_ONCE};
 use crate::append::{Answer, Answers, AppendSession, BatchPart, ChannelOpening};
 use crate::node::Node;
 
 /// Most answers in one message.
 const ANSWERS_AT_ONCE: usize = 4_096;
-/// Requests that are taken in before answers are handed out.
-const REQUESTS_AT_ONCE: usize = 64;
-
 /// One append stream.
 pub(crate) struct AppendStream {
     node: Arc<Node>,
-    inbound: Option<Streaming<pb::AppendRequest>>,
+    inbound: Inbound<pb::AppendRequest>,
     session: Option<AppendSession>,
     answers: Answers,
     taken: Vec<Answer>,
     welcome: Option<pb::AppendWelcome>,
-    /// The stream ends with this once every batch is answered.
-    failure: Option<Status>,
-    stopping: Pin<Box<WaitForCancellationFutureOwned>>,
     ended: bool,
 }
 
@@ -43,13 +36,11 @@ impl AppendStream {
         node.shared.metrics.append_streams.inc();
         Self {
             node,
-            inbound: Some(inbound),
+            inbound: Inbound::new(inbound, stopping),
             session: None,
             answers: Answers::default(),
             taken: Vec::new(),
             welcome: None,
-            failure: None,
-            stopping: Box::pin(stopping.cancelled_owned()),
             ended: false,
         }
     }
@@ -60,18 +51,11 @@ impl AppendStream {
             if self.session.as_ref().is_some_and(|session| !session.may_read()) {
                 return false;
             }
-            let Some(inbound) = &mut self.inbound else {
+            let Some(request) = self.inbound.next(cx) else {
                 return false;
             };
-            match Pin::new(inbound).poll_next(cx) {
-                Poll::Pending => return false,
-                Poll::Ready(None) | Poll::Ready(Some(Err(_))) => self.inbound = None,
-                Poll::Ready(Some(Ok(request))) => {
-                    if let Err(status) = self.request(request) {
-                        self.failure = Some(status);
-                        self.inbound = None;
-                    }
-                }
+            if let Err(status) = self.request(request) {
+                self.inbound.fail(status);
             }
         }
         true
@@ -141,14 +125,12 @@ impl Stream for AppendStream {
             if let Poll::Ready(response) = this.hand_out(cx) {
                 return Poll::Ready(Some(Ok(response)));
             }
-            if this.inbound.is_none() && this.answers.held() == 0 {
+            // What was accepted is answered before the stream ends.
+            if this.inbound.is_over() && this.answers.held() == 0 {
                 this.ended = true;
-                return Poll::Ready(this.failure.take().map(Err));
+                return Poll::Ready(this.inbound.take_failure().map(Err));
             }
-            if this.inbound.is_some() && this.stopping.as_mut().poll(cx).is_ready() {
-                // Nothing new; what was accepted is answered before the stream ends.
-                this.inbound = None;
-                this.failure = Some(Status::unavailable("storage node stops"));
+            if this.inbound.poll_stop(cx) {
                 continue;
             }
             if !more {

@@ -1,7 +1,6 @@
 //! The delivery stream. Like the append stream, one task takes requests in and hands messages out; it reads messages only
 //! when the stream has room for them.
 
-use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,25 +11,20 @@ use ptah_proto::storage::v1::deliver_request::Request as Message;
 use ptah_proto::storage::v1::deliver_response::Response as Answer;
 use ptah_rpc::agree_wire;
 use ptah_service::Stopping;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
 
 use super::convert::{error, group_ref, invalid, ranges};
+use super::inbound::{Inbound, REQUESTS_AT_ONCE};
 use crate::deliver::{Credit, DeliverEvent, DeliverSession, Part, PullOpening};
 use crate::node::Node;
-
-/// Requests that are taken in before messages are handed out.
-const REQUESTS_AT_ONCE: usize = 64;
 
 /// One delivery stream.
 pub(crate) struct DeliverStream {
     node: Arc<Node>,
-    inbound: Option<Streaming<pb::DeliverRequest>>,
+    inbound: Inbound<pb::DeliverRequest>,
     session: DeliverSession,
     greeted: bool,
     welcome: Option<pb::DeliverWelcome>,
-    failure: Option<Status>,
-    stopping: Pin<Box<WaitForCancellationFutureOwned>>,
     ended: bool,
 }
 
@@ -40,11 +34,9 @@ impl DeliverStream {
         Self {
             session: DeliverSession::new(Arc::clone(&node)),
             node,
-            inbound: Some(inbound),
+            inbound: Inbound::new(inbound, stopping),
             greeted: false,
             welcome: None,
-            failure: None,
-            stopping: Box::pin(stopping.cancelled_owned()),
             ended: false,
         }
     }
@@ -55,18 +47,11 @@ impl DeliverStream {
             if !self.session.may_read() {
                 return false;
             }
-            let Some(inbound) = &mut self.inbound else {
+            let Some(request) = self.inbound.next(cx) else {
                 return false;
             };
-            match Pin::new(inbound).poll_next(cx) {
-                Poll::Pending => return false,
-                Poll::Ready(None) | Poll::Ready(Some(Err(_))) => self.inbound = None,
-                Poll::Ready(Some(Ok(request))) => {
-                    if let Err(status) = self.request(request) {
-                        self.failure = Some(status);
-                        self.inbound = None;
-                    }
-                }
+            if let Err(status) = self.request(request) {
+                self.inbound.fail(status);
             }
         }
         true
@@ -127,17 +112,16 @@ impl Stream for DeliverStream {
         }
         loop {
             let more = this.take_in(cx);
-            if this.inbound.is_none() {
+            if this.inbound.is_over() {
                 // Without requests there is no more credit and nobody to acknowledge.
                 this.ended = true;
-                return Poll::Ready(this.failure.take().map(Err));
+                return Poll::Ready(this.inbound.take_failure().map(Err));
             }
             if let Poll::Ready(response) = this.hand_out(cx) {
                 return Poll::Ready(Some(Ok(response)));
             }
-            if this.stopping.as_mut().poll(cx).is_ready() {
-                this.ended = true;
-                return Poll::Ready(Some(Err(Status::unavailable("storage node stops"))));
+            if this.inbound.poll_stop(cx) {
+                continue;
             }
             if !more {
                 return Poll::Pending;

@@ -4,6 +4,7 @@ mod append;
 mod convert;
 mod deliver;
 mod fetch;
+mod inbound;
 mod leaders;
 mod partitions;
 mod replicas;
