@@ -126,6 +126,7 @@ impl Starting {
         let file = PlacementFile::new(Arc::clone(&self.deps.disk), &self.config.data_dir);
         let host = self.open_host(&owner).await?;
         let shared = self.shared();
+        self.look_at_disk(&shared).await;
         let budget = Budget::new(self.config.append.node_bytes);
         let leaders = self.tasks.child("leaders");
         let node = Arc::new(Node::new(shared, host, budget, leaders));
@@ -147,7 +148,11 @@ impl Starting {
             .add_service(ReplicaGrpc::server(keeper.clone()))
             .serve(self.listener, &self.deps.tasks);
         spawn_loops(&self.tasks, &node);
-        self.tasks.spawn("placement", task.run(stopping.clone()));
+        let placing = stopping.clone();
+        self.tasks.spawn_critical("placement", async move {
+            task.run(placing).await;
+            Ok(())
+        });
         let (reporting, reporter) = (Arc::clone(&node), keeper.clone());
         self.tasks.spawn_critical("control-plane", async move {
             control.run(reporting, reporter, stopping).await;
@@ -240,6 +245,17 @@ impl Starting {
         host.with_context(|| self.describe_dir())
     }
 
+    /// The first look: reports and refusals tell the truth from the beginning.
+    async fn look_at_disk(&self, shared: &Shared) {
+        let (disk, dir) = (Arc::clone(&self.deps.disk), self.config.data_dir.clone());
+        match self.blocking.run(move || disk.space(&dir)).await {
+            Ok(Ok(space)) => note_space(shared, space.total_bytes, space.available_bytes),
+            Ok(Err(error)) | Err(error) => {
+                tracing::warn!(%error, dir = %self.config.data_dir.display(), "room on the data disk is not known yet");
+            }
+        }
+    }
+
     fn shared(&self) -> Arc<Shared> {
         Arc::new(Shared::new(
             self.deps.ports.clone(),
@@ -266,11 +282,11 @@ fn spawn_loops(tasks: &Tasks, node: &Arc<Node>) {
         }
     });
     let (watched, stopping) = (Arc::clone(node), tasks.stopping());
-    tasks.spawn("disk", async move {
+    tasks.spawn_critical("disk", async move {
         loop {
             watch_disk(&watched);
             tokio::select! {
-                () = stopping.cancelled() => return,
+                () = stopping.cancelled() => return Ok(()),
                 () = tokio::time::sleep(DISK_INTERVAL) => {}
             }
         }
@@ -282,24 +298,25 @@ fn watch_disk(node: &Node) {
     if space.total_bytes == 0 {
         return;
     }
-    let (guard, metrics) = (&node.shared.disk, &node.shared.metrics);
-    let change = guard.observe(space.total_bytes, space.available_bytes);
+    note_space(&node.shared, space.total_bytes, space.available_bytes);
+}
+
+fn note_space(shared: &Shared, total_bytes: u64, free_bytes: u64) {
+    let (guard, metrics) = (&shared.disk, &shared.metrics);
+    let change = guard.observe(total_bytes, free_bytes);
     metrics.disk_full.set(i64::from(guard.is_full()));
     metrics
         .disk_free_bytes
-        .set(i64::try_from(space.available_bytes).unwrap_or(i64::MAX));
+        .set(i64::try_from(free_bytes).unwrap_or(i64::MAX));
     match change {
         DiskChange::None => {}
         DiskChange::Full => tracing::error!(
-            free_bytes = space.available_bytes,
-            total_bytes = space.total_bytes,
+            free_bytes,
+            total_bytes,
             "data disk is nearly full, new messages are refused; add room or delete stations"
         ),
         DiskChange::Recovered => {
-            tracing::info!(
-                free_bytes = space.available_bytes,
-                "data disk has room again, messages are taken"
-            );
+            tracing::info!(free_bytes, "data disk has room again, messages are taken");
         }
     }
 }

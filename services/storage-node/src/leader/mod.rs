@@ -103,7 +103,10 @@ impl PartitionLeader {
             leader.make_sure();
         }
         let keeper = Arc::clone(&leader);
-        tasks.spawn("partition leader", async move { keeper.keep().await });
+        tasks.spawn_critical("partition leader", async move {
+            keeper.keep().await;
+            Ok(())
+        });
         leader
     }
 

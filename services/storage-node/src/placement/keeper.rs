@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use parking_lot::Mutex;
-use ptah_raft::{ReplicaSpec, ReplicaState};
+use ptah_raft::{ReplicaSpec, ReplicaState, ReplicaStatus};
 use ptah_rpc::clients::PlacementOrder;
 use ptah_service::{Blocking, Component, Stopping};
 use ptah_types::{Boundary, ErrorKind, RaftGroupId};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::order::{MergeError, merge};
 use super::{Fence, Placement, PlacementFile, PlacementFileError};
@@ -17,8 +19,12 @@ use crate::node::Node;
 
 /// Orders that may wait for the one before them.
 const MAX_WAITING_ORDERS: usize = 16;
-/// Time before removals that failed are tried again.
+/// Time before a removal that failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+/// Longest time that orders wait for removals; what takes longer goes on later.
+const REMOVE_DEADLINE: Duration = Duration::from_secs(3);
+/// Removals of one turn.
+const REMOVALS_AT_ONCE: usize = 32;
 /// Longest time that a caller waits for its order.
 const ORDER_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -81,6 +87,10 @@ pub(crate) struct PlacementTask {
     orders: mpsc::Receiver<Order>,
     view: Arc<Mutex<View>>,
     ready: Component,
+    /// Whether replicas that were here at the start are still being opened.
+    starting: bool,
+    /// When removals that failed are tried again.
+    remove_again: BTreeMap<RaftGroupId, Instant>,
 }
 
 impl PlacementKeeper {
@@ -111,6 +121,8 @@ impl PlacementKeeper {
             orders,
             view,
             ready,
+            starting: true,
+            remove_again: BTreeMap::new(),
         };
         (keeper, task)
     }
@@ -145,11 +157,12 @@ impl PlacementTask {
         loop {
             self.remove().await;
             self.note_states().await;
+            let retry = self.next_removal();
             let retry = async {
-                if self.placement.removals.is_empty() {
-                    std::future::pending::<()>().await;
+                match retry {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
                 }
-                tokio::time::sleep(RETRY).await;
             };
             tokio::select! {
                 biased;
@@ -220,38 +233,77 @@ impl PlacementTask {
         view.troubles = troubles;
     }
 
-    /// Removes what has a tombstone, and forgets the tombstones of what is gone.
+    /// When the next removal is due.
+    fn next_removal(&self) -> Option<Instant> {
+        let due = |group| self.remove_again.get(group).copied();
+        let removals = self.placement.removals.keys();
+        removals
+            .map(|group| due(group).unwrap_or_else(Instant::now))
+            .min()
+    }
+
+    /// Removes what has a tombstone, and forgets the tombstones of what is gone. One replica that does not end must not
+    /// keep the others from being opened and removed.
     async fn remove(&mut self) {
+        let (now, again) = (Instant::now(), &self.remove_again);
+        let due = |group: &&RaftGroupId| again.get(group).is_none_or(|at| *at <= now);
+        let due: Vec<RaftGroupId> = self
+            .placement
+            .removals
+            .keys()
+            .filter(due)
+            .take(REMOVALS_AT_ONCE)
+            .copied()
+            .collect();
+        let removing = due.into_iter().map(|group| {
+            self.node.forget(group);
+            let removing = tokio::time::timeout(REMOVE_DEADLINE, self.node.host.remove(group));
+            async move { (group, removing.await) }
+        });
+        let results = join_all(removing).await;
         let mut left = self.placement.clone();
-        for (group, revision) in &self.placement.removals {
-            self.node.forget(*group);
-            match self.node.host.remove(*group).await {
-                Ok(()) => {
+        for (group, result) in results {
+            let trouble = match result {
+                Ok(Ok(())) => {
+                    let revision = left.removals.remove(&group);
+                    self.remove_again.remove(&group);
                     tracing::info!(%group, revision, "replica removed");
-                    left.removals.remove(group);
+                    continue;
                 }
-                Err(error) => tracing::warn!(%group, %error, "replica cannot be removed yet"),
-            }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("not done in {REMOVE_DEADLINE:?}"),
+            };
+            tracing::warn!(%group, trouble, "replica cannot be removed yet");
+            self.remove_again.insert(group, Instant::now() + RETRY);
         }
         self.store_quietly(left).await;
+    }
+
+    /// The node is ready once every replica that it had at its start is open, or is known not to open. What is placed
+    /// later does not make it unready.
+    fn note_readiness(&mut self, statuses: &[ReplicaStatus]) {
+        if !self.starting {
+            return;
+        }
+        let opening = statuses
+            .iter()
+            .filter(|status| status.state == ReplicaState::Opening)
+            .count();
+        if opening == 0 {
+            self.starting = false;
+            self.ready.ready();
+        } else {
+            let of = statuses.len();
+            self.ready
+                .not_ready(format!("{opening} of {of} replicas are being opened"));
+        }
     }
 
     /// Notes that replicas were open here and that their groups are initialised, so that neither is done anew.
     async fn note_states(&mut self) {
         let mut noted = self.placement.clone();
         let statuses = self.node.host.replicas();
-        let opening = statuses
-            .iter()
-            .filter(|status| status.state == ReplicaState::Opening)
-            .count();
-        if opening == 0 {
-            self.ready.ready();
-        } else {
-            self.ready.not_ready(format!(
-                "{opening} of {} replicas are being opened",
-                statuses.len()
-            ));
-        }
+        self.note_readiness(&statuses);
         for status in statuses {
             let Some(placed) = noted.replicas.get_mut(&status.group) else {
                 continue;

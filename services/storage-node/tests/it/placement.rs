@@ -1,10 +1,13 @@
 //! What the control plane says, and whose directory it is.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use ptah_proto::control::v1::ReplicaState;
 use ptah_rpc::clients::ReplicaTombstone;
 use ptah_types::ErrorKind;
 
-use crate::harness::{ControlPlane, TestNode, group_id, leader, numbered, order, soon, until};
+use crate::harness::{ControlPlane, TestNode, group_id, leader, numbered, order, order_alone, soon, until};
 
 #[tokio::test]
 async fn a_first_start_takes_the_cluster_from_the_control_plane() {
@@ -182,6 +185,90 @@ async fn a_node_that_is_refused_while_it_runs_serves_on_says_so_and_asks_again()
     assert!(node.health.status().to_string().contains("refuses this node"));
     control.accept();
     soon("readiness again", node.health.until_ready()).await;
+}
+
+#[tokio::test]
+async fn the_first_report_tells_the_room_on_the_disk() {
+    let control = ControlPlane::start().await;
+    let _node = TestNode::started(1, &control).await;
+    let report = control.first_report().await;
+    assert!(
+        report.disk_total_bytes > 0 && report.disk_free_bytes > 0,
+        "{report:?}"
+    );
+}
+
+/// Lets every call on a raft group's files hang until the result is set to false.
+fn hang_files_of(node: &TestNode, group: u64) -> Arc<AtomicBool> {
+    let hangs = Arc::new(AtomicBool::new(true));
+    let (gate, hex) = (Arc::clone(&hangs), group_id(group).to_hex());
+    node.disk.set_hook(Some(Arc::new(move |_, path| {
+        while path.to_string_lossy().contains(&hex) && gate.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+    })));
+    hangs
+}
+
+#[tokio::test]
+async fn a_replica_that_is_being_opened_does_not_make_a_ready_node_unready() {
+    let (_control, node) = leader().await;
+    soon("readiness", node.health.until_ready()).await;
+    let hangs = hang_files_of(&node, 2);
+    node.place(&order_alone(2, 2, &node)).await.unwrap();
+    until("the new replica is being opened", || async {
+        let status = node.health.status().to_string();
+        status.contains("\"state\":\"opening\"").then_some(())
+    })
+    .await;
+    // Taken after the task has looked at the replicas again.
+    node.place(&order_alone(3, 2, &node)).await.unwrap();
+    node.place(&order_alone(4, 2, &node)).await.unwrap();
+    assert!(node.health.is_ready(), "{:?}", node.health.not_ready());
+    hangs.store(false, Ordering::Release);
+    node.until_led(group_id(2)).await;
+}
+
+#[tokio::test]
+async fn a_removal_that_hangs_does_not_keep_others_from_being_placed() {
+    let (control, node) = leader().await;
+    node.place(&order_alone(2, 2, &node)).await.unwrap();
+    node.until_led(group_id(2)).await;
+    let hangs = hang_files_of(&node, 2);
+    let mut remove = order(3, &[&node], &node);
+    remove.ensure.clear();
+    remove.remove.push(ReplicaTombstone {
+        group: group_id(2),
+        revision: 3,
+    });
+    node.place(&remove).await.unwrap();
+    node.place(&order_alone(4, 3, &node)).await.unwrap();
+    node.until_led(group_id(3)).await;
+    hangs.store(false, Ordering::Release);
+    control
+        .report("the removal", |report| {
+            report.replicas.iter().all(|replica| replica.group_id != 2)
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_panic_in_the_placement_loop_ends_the_node_with_the_reason() {
+    let control = ControlPlane::start().await;
+    let mut node = TestNode::new(1, &control);
+    // Work on the disk is done by the loop itself, so that it panics with it.
+    node.ports.blocking = ptah_service::Blocking::Inline;
+    node.start().await.unwrap();
+    node.disk.set_hook(Some(Arc::new(|_, path| {
+        assert!(!path.to_string_lossy().contains("placement"), "on purpose");
+    })));
+    // The answer never comes.
+    drop(node.place(&order(1, &[&node], &node)).await);
+    let failure = node.failed().await;
+    assert!(
+        failure.contains("placement") && failure.contains("on purpose"),
+        "{failure}"
+    );
 }
 
 /// Everything on the disk.

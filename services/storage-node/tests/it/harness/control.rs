@@ -85,6 +85,14 @@ impl ControlPlane {
         self.state.lock().registrations.clone()
     }
 
+    /// Waits for the first report.
+    pub(crate) async fn first_report(&self) -> pb::NodeReport {
+        until("a report", || async {
+            self.state.lock().reports.first().cloned()
+        })
+        .await
+    }
+
     /// Waits for a report that `wanted` likes.
     pub(crate) async fn report(
         &self,

@@ -129,6 +129,7 @@ pub(crate) struct TestNode {
     pub(crate) config: Config,
     pub(crate) disk: SimDisk,
     pub(crate) health: Health,
+    pub(crate) ports: Ports,
     tasks: Tasks,
     running: Option<Running>,
 }
@@ -154,6 +155,7 @@ impl TestNode {
             config,
             disk: SimDisk::new(id),
             health: Health::new("storage-node"),
+            ports: Ports::system(),
             tasks: Tasks::root(),
             running: None,
         }
@@ -169,7 +171,7 @@ impl TestNode {
         self.tasks = Tasks::root();
         self.health = Health::new("storage-node");
         let deps = Deps {
-            ports: Ports::system(),
+            ports: self.ports.clone(),
             network: Arc::new(TcpNetwork::new()),
             tasks: self.tasks.clone(),
             metrics: Metrics::new(),
@@ -291,6 +293,15 @@ impl TestNode {
             }
         }
     }
+}
+
+/// An order for one more raft group, which `node` has alone.
+pub(crate) fn order_alone(revision: u64, group: u64, node: &TestNode) -> PlacementOrder {
+    let mut order = order(revision, &[node], node);
+    let spec = &mut order.ensure[0];
+    spec.group = group_id(group);
+    spec.partition.partition = PartitionNumber::new(group as u32).unwrap();
+    order
 }
 
 /// Places raft group 1 on these nodes; replica ids are node ids, the first one initialises.
