@@ -10,6 +10,7 @@
 //! Elsewhere: which messages are accepted and who reads them (`ptah-partition`, the storage node), where replicas are
 //! placed (control plane), files (`ptah-segment-log`).
 
+mod admission;
 mod applied;
 mod blocking;
 mod cell;

@@ -15,11 +15,14 @@ use std::time::Duration;
 use futures_util::Stream;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
+use parking_lot::Mutex;
 use ptah_segment_log::{FlushDone, Frame, FrameKind, GroupLog, ReadError, RefusedReason};
 use ptah_types::LogIndex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use crate::admission::Admission;
+use crate::applied::AppliedState;
 use crate::blocking::Blocking;
 use crate::metrics::Metrics;
 use crate::record::{entry_of, frame_of, is_fresh, without_content};
@@ -46,6 +49,7 @@ pub(crate) struct LogStore {
     trouble: Arc<Trouble>,
     blocking: Blocking,
     metrics: Arc<Metrics>,
+    admission: Arc<Mutex<Admission>>,
 }
 
 impl LogStore {
@@ -55,6 +59,7 @@ impl LogStore {
         trouble: Arc<Trouble>,
         blocking: Blocking,
         metrics: Arc<Metrics>,
+        state: Arc<AppliedState>,
     ) -> Self {
         Self {
             log,
@@ -62,6 +67,7 @@ impl LogStore {
             trouble,
             blocking,
             metrics,
+            admission: Arc::new(Mutex::new(Admission::new(state))),
         }
     }
 
@@ -109,6 +115,29 @@ impl LogStore {
         Ok(entries)
     }
 
+    /// The frames of entries, and whether any of them was proposed here.
+    fn frames(&self, entries: impl IntoIterator<Item = Entry>) -> (Vec<Frame>, bool) {
+        let group = self.log.spec().group;
+        let mut next = self.log.next_sequence();
+        let mut fresh = false;
+        let mut admission = self.admission.lock();
+        let frame = |entry: Entry| {
+            let is_fresh = is_fresh(&entry);
+            fresh |= is_fresh;
+            let frame = frame_of(entry, group, |record| admission.takes(record, next));
+            if let Some(end) = frame.end_sequence() {
+                next = end;
+                if !is_fresh {
+                    // Another leader's batch.
+                    admission.forget();
+                }
+            }
+            frame
+        };
+        let frames = entries.into_iter().map(frame).collect();
+        (frames, fresh)
+    }
+
     /// Appends, waiting for room within a deadline. Fresh entries that find none on the disk lose their content.
     async fn append_frames(
         &self,
@@ -128,6 +157,7 @@ impl LogStore {
             if fresh && matches!(reason, RefusedReason::DiskFull { .. }) {
                 let emptied = give_up_content(&mut frames);
                 if emptied > 0 {
+                    self.admission.lock().forget();
                     self.metrics.entries_without_room.inc_by(emptied);
                     continue;
                 }
@@ -318,25 +348,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let group = self.log.spec().group;
-        let mut next = self.log.next_sequence();
-        let mut fresh = false;
-        let frames = entries
-            .into_iter()
-            .map(|entry| {
-                fresh |= is_fresh(&entry);
-                let frame = frame_of(entry, group, |base| base == next);
-                if let Some(end) = frame.end_sequence() {
-                    next = end;
-                }
-                frame
-            })
-            .collect();
+        let (frames, fresh) = self.frames(entries);
         let done: FlushDone = Box::new(move |result| callback.io_completed(result));
         self.append_frames(frames, fresh, done).await
     }
 
     async fn truncate_after(&mut self, last: Option<RaftLogId>) -> io::Result<()> {
+        self.admission.lock().forget();
         let after = last.map(|id| log_id(&id));
         self.durable(|log, done| log.truncate_after(after, done)).await
     }

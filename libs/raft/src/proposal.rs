@@ -224,6 +224,8 @@ fn outcome(result: Option<WriteResult>) -> Result<Committed, ProposeError> {
         Answer::Commands(applied) => Outcome::Commands(applied),
         Answer::Nothing => Outcome::Barrier,
         Answer::Superseded => return Err(ProposeError::Superseded),
+        Answer::Refused { stored: true, .. } => return Err(ProposeError::OutcomeUnknown),
+        Answer::Refused { stored: false, why } => return Err(ProposeError::Unavailable(why)),
         Answer::NoRoom => return Err(ProposeError::DiskFull),
     };
     Ok(Committed {

@@ -147,9 +147,9 @@ pub(crate) fn is_fresh(entry: &Entry) -> bool {
     matches!(&entry.payload, EntryPayload::Normal(record) if record.fresh)
 }
 
-/// The frame of an entry. `fits` tells whether a fresh batch with that base sequence continues the log; one that does
-/// not is made void, which keeps sequences dense whatever happened to the proposals before it.
-pub(crate) fn frame_of(entry: Entry, group: RaftGroupId, fits: impl FnOnce(Sequence) -> bool) -> Frame {
+/// The frame of an entry. `takes` tells whether the log takes a fresh record; one that it does not take is made void,
+/// which keeps sequences dense whatever happened to the proposals before it.
+pub(crate) fn frame_of(entry: Entry, group: RaftGroupId, takes: impl FnOnce(&Record) -> bool) -> Frame {
     let id = log_id(&entry.log_id());
     match entry.payload {
         EntryPayload::Blank => bare_frame(FrameKind::Blank, group, id, Bytes::new()),
@@ -159,11 +159,10 @@ pub(crate) fn frame_of(entry: Entry, group: RaftGroupId, fits: impl FnOnce(Seque
             frame
         }
         EntryPayload::Normal(record) => {
-            let record = match record.body {
-                Body::Batch { base_sequence, .. } if record.fresh && !fits(base_sequence) => {
-                    Record::void(Void::Superseded)
-                }
-                _ => record,
+            let record = if record.fresh && !takes(&record) {
+                Record::void(Void::Superseded)
+            } else {
+                record
             };
             record_frame(record, group, id)
         }

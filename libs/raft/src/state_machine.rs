@@ -1,7 +1,9 @@
 //! openraft's state machine: applies entries to the partition and installs snapshots.
 //!
 //! Invariants: every entry is applied to the partition in order; every responder is answered, after the change is
-//! visible; a disagreement between the log and the partition's own checks stops the replica.
+//! visible. The leader's log takes nothing that the partition's checks refuse ([`crate::admission`]). Where they refuse
+//! something nevertheless, and must do so on every replica alike, the entry is carried out as far as all can follow and
+//! an alarm is raised: stopping would stop them all. Only what sets this replica apart from its log stops it.
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use std::sync::Arc;
 use futures_util::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftStateMachine};
-use ptah_partition::{BatchHead, BatchStamp};
+use ptah_partition::{BatchHead, BatchStamp, CommandError, Disagreement, Partition};
 use ptah_segment_log::{Checkpoint, FRAME_HEADER_LEN, GroupLog, InstallError};
 use ptah_types::LogId;
 use tokio::sync::oneshot;
@@ -89,18 +91,36 @@ impl StateMachine {
             .change(self.generation, volume, |content| {
                 let answer = apply_payload(content, &id, entry.payload)?;
                 content.last_applied = Some(log_id(&id));
-                Ok::<_, String>(answer)
+                Ok::<_, Stop>(answer)
             })
             .map_err(io::Error::other)?;
-        applied.map_err(|what| self.disagreement(log_id(&id), &what))
+        match applied {
+            Ok(answer) => {
+                if let Answer::Refused { why, .. } = &answer {
+                    self.alarm(log_id(&id), why);
+                }
+                Ok(answer)
+            }
+            Err(stop) => Err(self.stopped(log_id(&id), stop)),
+        }
     }
 
-    /// The log holds an entry that the partition's checks refuse: a defect, or damage that no checksum shows.
-    fn disagreement(&self, at: LogId, what: &str) -> io::Error {
+    fn alarm(&self, at: LogId, why: &str) {
         self.metrics.disagreements.inc();
-        let text = format!("entry {at} does not agree with the partition's state: {what}");
-        self.trouble.contradicts(text.clone());
-        io::Error::other(text)
+        let group = self.log.spec().group.to_hex();
+        tracing::error!(%group, %at, %why, "entry of the log was refused by the partition's checks; report this as a defect");
+    }
+
+    fn stopped(&self, at: LogId, stop: Stop) -> io::Error {
+        match stop {
+            Stop::Contradiction(what) => {
+                self.metrics.disagreements.inc();
+                let text = format!("entry {at} does not agree with the partition's state: {what}");
+                self.trouble.contradicts(text.clone());
+                io::Error::other(text)
+            }
+            Stop::NewerBuild(what) => io::Error::other(format!("entry {at}: {what}")),
+        }
     }
 
     /// A staging area for a checkpoint whose segments are all here.
@@ -132,44 +152,78 @@ fn entry_bytes(payload: &EntryPayload) -> u64 {
     (FRAME_HEADER_LEN + payload) as u64
 }
 
-fn apply_payload(content: &mut Content, id: &RaftLogId, payload: EntryPayload) -> Result<Answer, String> {
+/// Why an entry cannot be applied here.
+#[derive(Debug)]
+enum Stop {
+    /// The log and this replica's state do not belong together: a defect, or damage that no checksum shows.
+    Contradiction(String),
+    /// Only a newer build can read it.
+    NewerBuild(String),
+}
+
+fn apply_payload(content: &mut Content, id: &RaftLogId, payload: EntryPayload) -> Result<Answer, Stop> {
     match payload {
         EntryPayload::Blank => Ok(Answer::Nothing),
         EntryPayload::Membership(membership) => {
             content.membership = StoredMembership::new(Some(*id), membership);
             Ok(Answer::Nothing)
         }
-        EntryPayload::Normal(record) => apply_record(content, &record),
+        EntryPayload::Normal(record) => apply_record(&mut content.partition, &record),
     }
 }
 
-fn apply_record(content: &mut Content, record: &Record) -> Result<Answer, String> {
-    let partition = &mut content.partition;
+fn apply_record(partition: &mut Partition, record: &Record) -> Result<Answer, Stop> {
     match record.body {
         Body::Void(Void::Superseded) => Ok(Answer::Superseded),
         Body::Void(Void::NoRoom) => Ok(Answer::NoRoom),
         Body::Void(Void::Barrier) => Ok(Answer::Nothing),
-        Body::Commands => partition
-            .apply_entry(&record.payload, record.timestamp)
-            .map(Answer::Commands)
-            .map_err(|error| error.to_string()),
+        Body::Commands => match partition.apply_entry(&record.payload, record.timestamp) {
+            Ok(applied) => Ok(Answer::Commands(applied)),
+            Err(error @ (CommandError::UnknownVersion { .. } | CommandError::UnknownKind { .. })) => {
+                Err(Stop::NewerBuild(error.to_string()))
+            }
+            Err(error @ CommandError::Malformed(_)) => Ok(Answer::Refused {
+                why: error.to_string(),
+                stored: false,
+            }),
+        },
         Body::Batch {
             base_sequence,
             count,
             session,
         } => {
-            let head = BatchHead::read(&record.payload).map_err(|error| error.to_string())?;
+            let head =
+                BatchHead::read(&record.payload).map_err(|error| Stop::Contradiction(error.to_string()))?;
             let stamp = BatchStamp {
                 base_sequence,
                 count,
                 timestamp: record.timestamp,
                 session,
             };
-            partition
-                .apply_batch(&stamp, head)
-                .map(Answer::Batch)
-                .map_err(|error| error.to_string())
+            apply_batch(partition, &stamp, head)
         }
+    }
+}
+
+/// A batch whose session or time is refused keeps its sequences, which the log has given away for good: its messages
+/// stay, and the session knows nothing of them.
+fn apply_batch(partition: &mut Partition, stamp: &BatchStamp, head: BatchHead) -> Result<Answer, Stop> {
+    let contradiction = |error: Disagreement| Stop::Contradiction(error.to_string());
+    match partition.apply_batch(stamp, head) {
+        Ok(appended) => Ok(Answer::Batch(appended)),
+        Err(error @ (Disagreement::Session { .. } | Disagreement::Time { .. })) => {
+            let bare = BatchStamp {
+                timestamp: stamp.timestamp.max(partition.last_timestamp()),
+                session: None,
+                ..*stamp
+            };
+            partition.apply_batch(&bare, head).map_err(contradiction)?;
+            Ok(Answer::Refused {
+                why: error.to_string(),
+                stored: true,
+            })
+        }
+        Err(error) => Err(contradiction(error)),
     }
 }
 
@@ -254,3 +308,6 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         stored_snapshot(&self.log, self.blocking).await
     }
 }
+
+#[cfg(test)]
+mod tests;

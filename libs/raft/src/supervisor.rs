@@ -237,6 +237,7 @@ async fn open_raft(cell: &Arc<Cell>, opener: &Opener, log: &Arc<GroupLog>) -> io
         Arc::clone(&cell.trouble),
         shared.blocking,
         Arc::clone(&shared.metrics),
+        Arc::clone(&cell.state),
     );
     let factory = Factory {
         transport: opener.transport.clone(),

@@ -71,6 +71,13 @@ pub(crate) enum Answer {
     Commands(Vec<ptah_partition::Applied>),
     /// The batch did not fit behind the log's last message and was made void before it was stored.
     Superseded,
+    /// The partition's checks refused the entry, which the leader's log should not have taken: an alarm was raised.
+    Refused {
+        /// What they said.
+        why: String,
+        /// Whether messages of it are stored.
+        stored: bool,
+    },
     /// The leader's disk had no room for the entry, which was made void before it was stored.
     NoRoom,
 }

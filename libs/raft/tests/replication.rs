@@ -210,6 +210,36 @@ fn a_batch_behind_a_lost_one_is_void_and_a_barrier_makes_a_new_beginning() {
 }
 
 #[test]
+fn a_batch_that_its_session_refuses_is_not_taken_and_no_replica_is_hurt() {
+    let mut cluster = Cluster::three();
+    cluster.create(1, &[1, 2, 3]);
+    cluster.append(1, b"one");
+    let leader = cluster.leader(1);
+    // Number 1 of the session was lost on the way; the sequence of number 2 fits all the same.
+    let stamp = ptah_partition::BatchStamp {
+        base_sequence: sequence(2),
+        count: 1,
+        timestamp: ptah_types::Timestamp(9),
+        session: ptah_partition::SessionNumber::new(ptah_types::SessionId::new(7).unwrap(), 2),
+    };
+    let batch = common::batch_of(b"two");
+    let (tell, answer) = std::sync::mpsc::channel();
+    let done = Box::new(move |r| tell.send(r).unwrap());
+    leader
+        .replica
+        .propose_batch(leader.term, &stamp, batch.payload, batch.crc, done)
+        .unwrap();
+    assert_eq!(committed(&answer), Err(ProposeError::Superseded));
+    let next = cluster.append(1, b"two").base_sequence;
+    assert_eq!(next, sequence(2));
+    cluster.until_applied(1, sequence(3));
+    for id in 1..=3 {
+        assert_eq!(cluster.state_of(id, 1), ReplicaState::Running);
+        assert_eq!(cluster.counter(id, "ptah_disagreements_total"), 0);
+    }
+}
+
+#[test]
 fn a_new_replica_learns_and_an_old_one_leaves() {
     let mut cluster = Cluster::new(4, HostOptions::for_tests(), 1);
     cluster.create(1, &[1, 2, 3]);

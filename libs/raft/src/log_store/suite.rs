@@ -51,14 +51,15 @@ impl StoreBuilder<TypeConfig, LogStore, SuiteMachine, Guard> for Ground {
         let blocking = Blocking::new(false);
         let room = Arc::new(Notify::new());
         let metrics = Arc::new(Metrics::register(&mut Registry::default()));
+        let state = Arc::new(AppliedState::new());
         let log_store = LogStore::new(
             Arc::clone(&log),
             room,
             Arc::clone(&trouble),
             blocking,
             Arc::clone(&metrics),
+            Arc::clone(&state),
         );
-        let state = Arc::new(AppliedState::new());
         let machine = StateMachine::open(
             Arc::clone(&log),
             state,
