@@ -17,7 +17,7 @@ const PRODUCERS: usize = 200;
 const SLOW_READERS: usize = 100;
 const PAYLOAD: usize = 8 * MIB;
 /// Stated in docs/operations.md: resident memory of a process with default settings, whatever clients do.
-const GATEWAY_BUDGET_MIB: u64 = 2_048;
+const GATEWAY_BUDGET_MIB: u64 = 768;
 const NODE_BUDGET_MIB: u64 = 1_536;
 
 /// A payload that differs at every place and from message to message.
