@@ -337,6 +337,9 @@ pub enum InstallError {
     /// The snapshot is behind the local one or contradicts itself.
     #[error("snapshot is refused: {0}")]
     Invalid(String),
+    /// Another snapshot is on its way into this group. May be retried when it is done or given up.
+    #[error("another snapshot is being installed; try again when it is done")]
+    Busy,
     /// A range does not fit the manifest.
     #[error("segment {segment} expects bytes at {expected}, got {found}")]
     OutOfOrder {

@@ -391,6 +391,7 @@ impl GroupLog {
     /// Deletes files that were dropped. Answers how many.
     pub(crate) fn delete_dropped(&self) -> io::Result<usize> {
         let _io = self.io.lock();
+        self.remove_given_up()?;
         let dropped = self.state.lock().take_deletable();
         for (number, delete) in dropped.iter().enumerate() {
             if let Err(error) = self.remove(&delete.path) {

@@ -1,6 +1,6 @@
 //! Snapshot install: a checkpoint and the message segments it names replace the state.
 //!
-//! Everything is built in the next data directory (`d<n+1>`). The switch is one write of a meta slot that names this
+//! Everything is built in a data directory of its own (`d<n>`). The switch is one write of a meta slot that names this
 //! directory: before it the old state counts, after it the new one. The second slot follows before the install is
 //! reported, so that a single damaged slot never brings the old state back.
 
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use ptah_types::{LogId, LogIndex};
 
 use super::checkpoint_file::CheckpointFiles;
-use super::meta::data_dir;
+use super::staging::Staging;
 use super::state::GroupState;
 use super::switch::InstallJob;
 use super::{GroupLog, flush::Flushed};
@@ -41,7 +41,7 @@ pub struct Install {
     pub(super) group: Arc<GroupLog>,
     pub(super) checkpoint: Checkpoint,
     pub(super) dir: PathBuf,
-    pub(super) dir_number: u64,
+    pub(super) staging: Staging,
     pub(super) staged: BTreeMap<LogIndex, Staged>,
 }
 
@@ -75,7 +75,8 @@ fn check_manifest(checkpoint: &Checkpoint) -> Result<(), InstallError> {
 }
 
 impl GroupLog {
-    /// Starts installing a snapshot. Only one at a time: a new one empties the staging area of the old one. Blocking.
+    /// Starts installing a snapshot. One at a time: `Busy` as long as another [`Install`] of the group lives or is switched
+    /// to. Blocking.
     pub fn begin_install(self: &Arc<Self>, checkpoint: Checkpoint) -> Result<Install, InstallError> {
         self.shared.check_failed()?;
         check_manifest(&checkpoint)?;
@@ -87,8 +88,8 @@ impl GroupLog {
             );
             return Err(error.into());
         }
-        let dir_number = {
-            let state = self.state.lock();
+        let staging = {
+            let mut state = self.state.lock();
             if state
                 .purged
                 .is_some_and(|purged| checkpoint.at.index <= purged.index)
@@ -98,14 +99,12 @@ impl GroupLog {
                     state.purged
                 )));
             }
-            if state.installing || state.dropped {
-                return Err(invalid(
-                    "another snapshot is being switched to, or the group was dropped".to_owned(),
-                ));
+            if state.dropped {
+                return Err(invalid("the group was dropped".to_owned()));
             }
-            state.dir_number + 1
+            Staging::take(self, &mut state)?
         };
-        let dir = data_dir(&self.dir, dir_number);
+        let (dir, dir_number) = (staging.dir(), staging.number());
         let disk = &self.shared.disk;
         self.shared.files.forget_under(&dir);
         if disk.exists(&dir)? {
@@ -117,7 +116,7 @@ impl GroupLog {
             group: self.clone(),
             checkpoint,
             dir,
-            dir_number,
+            staging,
             staged: BTreeMap::new(),
         };
         for manifest in install.checkpoint.manifest.segments.clone() {
@@ -199,10 +198,8 @@ impl GroupLog {
     }
 
     fn install_refused(&self, state: &GroupState, at: LogId) -> Option<InstallError> {
-        if state.installing || state.dropped {
-            return Some(invalid(
-                "another snapshot is being switched to, or the group was dropped".to_owned(),
-            ));
+        if state.dropped {
+            return Some(invalid("the group was dropped".to_owned()));
         }
         let behind = state.purged.is_some_and(|purged| at.index <= purged.index);
         behind.then(|| invalid(format!("the log was purged up to {:?} meanwhile", state.purged)))
@@ -225,6 +222,9 @@ impl Install {
     /// verified; a damaged one is forgotten and is `missing` again. Blocking.
     pub fn write(&mut self, segment: LogIndex, offset: u64, bytes: &[u8]) -> Result<(), InstallError> {
         let group = self.group.clone();
+        if group.state.lock().dropped {
+            return Err(invalid("the group was dropped".to_owned()));
+        }
         let Some(staged) = self.staged.get_mut(&segment).filter(|staged| !staged.complete) else {
             return Err(invalid(format!("segment {segment} is not missing")));
         };
@@ -252,14 +252,14 @@ impl Install {
             return Ok(());
         }
         let verified = staged.verify(&*file);
-        if verified.is_err() {
+        let durable = verified.and_then(|()| file.sync_data().map_err(InstallError::from));
+        staged.file = None;
+        if durable.is_err() {
+            // Also after a failed sync: a later one would not reach what was written.
             staged.received = 0;
             staged.crc = RunningCrc::default();
-            staged.file = None;
-            return verified;
+            return durable;
         }
-        file.sync_data()?;
-        staged.file = None;
         staged.complete = true;
         Ok(())
     }
@@ -279,9 +279,6 @@ impl Install {
         replace_file(&*group.shared.disk, &path, &[&head, &self.checkpoint.state])?;
         group.shared.disk.sync_dir(&self.dir)?;
         let mut state = group.state.lock();
-        if state.dir_number + 1 != self.dir_number {
-            return Err(invalid("another snapshot was installed meanwhile".to_owned()));
-        }
         if let Some(error) = group.install_refused(&state, self.checkpoint.at) {
             return Err(error);
         }
@@ -334,6 +331,20 @@ impl Staged {
         } else {
             Err(damaged("it ends elsewhere than the manifest says".to_owned()))
         }
+    }
+
+    /// Whether the whole file is there, and makes sure that it survives power loss.
+    pub(super) fn check_file(&self, group: &GroupLog) -> io::Result<()> {
+        let file = group.shared.files.open(&self.name)?;
+        let (len, needed) = (file.len()?, file_offset(self.manifest.length));
+        if len < needed {
+            let what = format!(
+                "{} has {len} bytes, {needed} are needed",
+                self.name.path.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+        }
+        file.sync_data()
     }
 
     pub(super) fn segment(&self) -> Segment {

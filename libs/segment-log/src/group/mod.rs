@@ -13,6 +13,7 @@ mod queued;
 mod ranges;
 mod read;
 mod replay;
+mod staging;
 mod state;
 mod switch;
 mod tail;

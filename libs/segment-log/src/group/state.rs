@@ -59,6 +59,10 @@ pub(crate) struct GroupState {
     pub(crate) blocked: VecDeque<Op>,
     pub(crate) large_outstanding: bool,
     pub(crate) installing: bool,
+    /// A snapshot is on its way in.
+    pub(crate) staging: bool,
+    /// Directories of installs that were given up.
+    pub(crate) given_up: Vec<PathBuf>,
     pub(crate) dirty: bool,
     /// The last record of the flush that is running and has not fixed its meta slot yet.
     pub(crate) flushing: Option<u64>,
@@ -104,6 +108,8 @@ impl GroupState {
             blocked: VecDeque::new(),
             large_outstanding: false,
             installing: false,
+            staging: false,
+            given_up: Vec::new(),
             dirty: false,
             flushing: None,
             failed_flushes: 0,

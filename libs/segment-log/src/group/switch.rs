@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use ptah_types::Sequence;
 
 use super::GroupLog;
+use super::checkpoint_file::CheckpointFiles;
 use super::install::{Install, PIECE};
 use super::meta::{MetaImage, data_dir};
 use super::state::GroupState;
@@ -57,7 +58,9 @@ impl Install {
         let group = &self.group;
         let wal_seq = group.shared.completed_seq.load(Ordering::Acquire);
         let mut fresh = self.fresh_state();
-        self.carry_over(&mut fresh).map_err(SwitchError::OldState)?;
+        self.carry_over(&mut fresh)
+            .and_then(|()| self.check_files())
+            .map_err(SwitchError::OldState)?;
         let image = {
             let state = group.state.lock();
             fresh.durable_vote = state.durable_vote;
@@ -70,6 +73,7 @@ impl Install {
             fresh.slot_proven = state.slot_proven;
             fresh.image(&group.spec, wal_seq, fresh.durable_record)
         };
+        self.staging.keep();
         for version in [image.version, image.version + 1] {
             let image = MetaImage {
                 version,
@@ -89,9 +93,20 @@ impl Install {
         Ok(())
     }
 
+    /// The last look before the new directory counts: everything that the slots will name is there and durable.
+    fn check_files(&self) -> io::Result<()> {
+        let group = &self.group;
+        for staged in self.staged.values() {
+            staged.check_file(group)?;
+        }
+        let checkpoint = self.dir.join(CheckpointFiles::name(self.checkpoint.at));
+        group.shared.disk.open(&checkpoint)?.sync_data()?;
+        group.shared.disk.sync_dir(&self.dir)
+    }
+
     fn fresh_state(&self) -> GroupState {
         let mut fresh = GroupState::new(&self.group.spec);
-        fresh.dir_number = self.dir_number;
+        fresh.dir_number = self.staging.number();
         fresh.purged = Some(self.checkpoint.at);
         fresh.last = Some(self.checkpoint.at);
         fresh.checkpoint = Some(self.checkpoint.at);
@@ -144,7 +159,9 @@ impl Install {
         let Some(place) = fresh.tail.iter().next_back().map(|entry| entry.place) else {
             return Ok(());
         };
-        let name = self.group.segment_name(self.dir_number, kind, place.segment);
+        let name = self
+            .group
+            .segment_name(self.staging.number(), kind, place.segment);
         let file = match files.get(&name.path) {
             Some(file) => file.clone(),
             None if place.position == 0 => {

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 
 use super::shared::{LargeItem, Shared, count};
-use crate::group::{GroupLog, SwitchError};
+use crate::group::{GroupLog, InstallJob, SwitchError};
 use crate::types::{CommitOutcome, LargeOutcome, Work};
 use crate::wal::{Unit, UnitKind};
 
@@ -163,15 +163,21 @@ impl Shared {
                     }
                 }
             }
-            LargeItem::Install(job) => match job.install.switch() {
-                Ok(()) => job.done.give(Ok(())),
-                Err(SwitchError::OldState(error)) => job.done.give(Err(error)),
-                Err(SwitchError::Unknown(error)) => {
-                    let copy = io::Error::new(error.kind(), error.to_string());
-                    job.done.give(Err(copy));
-                    return Err(error);
+            LargeItem::Install(job) => {
+                let InstallJob { install, done, .. } = *job;
+                let switched = install.switch();
+                // Its turn is over before anybody hears of it.
+                drop(install);
+                match switched {
+                    Ok(()) => done.give(Ok(())),
+                    Err(SwitchError::OldState(error)) => done.give(Err(error)),
+                    Err(SwitchError::Unknown(error)) => {
+                        let copy = io::Error::new(error.kind(), error.to_string());
+                        done.give(Err(copy));
+                        return Err(error);
+                    }
                 }
-            },
+            }
         }
         Ok(Vec::new())
     }

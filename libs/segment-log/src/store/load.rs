@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ptah_types::RaftGroupId;
 
@@ -102,6 +103,9 @@ impl Recovery {
             return Ok(());
         };
         self.remove_other_generations(dir, image.dir_number)?;
+        self.shared
+            .dir_numbers
+            .fetch_max(image.dir_number, Ordering::Relaxed);
         let (wal_seq, covered) = (image.wal_seq, image.record);
         let spec = image.spec.clone();
         let log = GroupLog::new(

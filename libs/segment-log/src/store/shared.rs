@@ -134,6 +134,8 @@ pub(crate) struct Shared {
     pub(crate) files: FileCache,
     pub(crate) counters: Counters,
     pub(crate) reserve_bytes: u64,
+    /// Highest number of a group's data directory so far, over all groups.
+    pub(crate) dir_numbers: AtomicU64,
     /// The completions of all units up to this one have run.
     pub(crate) completed_seq: AtomicU64,
     pub(crate) since_checkpoint: AtomicU64,
@@ -164,6 +166,7 @@ impl Shared {
             queue: Queue::new(options.unit_bytes),
             completed_seq: AtomicU64::new(committer.last_seq()),
             committer: Mutex::new(committer),
+            dir_numbers: AtomicU64::new(1),
             wal,
             large: LargeQueue::new(),
             files: FileCache::new(disk.clone(), options.open_files),

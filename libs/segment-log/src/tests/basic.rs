@@ -202,7 +202,7 @@ fn retention_drops_whole_purged_segments_and_deletes_their_files() {
 fn commands_vanish_from_the_disk_once_they_are_purged() {
     let disk = SimDisk::new(1);
     let store = open(&disk);
-    let group = store.create_group(spec(1, 8 << 10)).unwrap();
+    let group = store.create_group(spec(1, 64 << 10)).unwrap();
     for n in 0..60 {
         append_now(&store, &group, vec![command_of(1, 1, n, 1000)]);
     }

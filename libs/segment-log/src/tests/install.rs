@@ -8,7 +8,7 @@ use ptah_types::{LogIndex, ReplicaId, Sequence, Term};
 use super::harness::*;
 use crate::testing::{batch, command_of, group_id, log_id, spec};
 use crate::types::{Checkpoint, GroupCondition, RoundLimit, VoteRecord};
-use crate::{Frame, GroupLog, InstallError, SimDisk, Store};
+use crate::{Frame, GroupLog, Install, InstallError, SimDisk, Store};
 
 const SEGMENT: u64 = 12 << 10;
 
@@ -273,4 +273,167 @@ fn appends_wait_while_the_switch_is_pending() {
         .unwrap_err();
     settle(&store);
     group.append(refused.frames, refused.done).unwrap();
+}
+
+/// Fetches what is missing.
+fn fetch(install: &mut Install, from: &GroupLog) {
+    while let Some(range) = install.missing().first().copied() {
+        let bytes = from
+            .read_segment_range(range.segment, range.offset, range.len.min(3_000))
+            .unwrap();
+        install.write(range.segment, range.offset, &bytes).unwrap();
+    }
+}
+
+#[test]
+fn a_second_install_does_no_harm_to_the_first() {
+    let (_, _leader_store, source) = leader();
+    let disk = follower(0);
+    let store = open(&disk);
+    let group = store.group(group_id(1)).unwrap();
+    let checkpoint = source.latest_checkpoint().unwrap().unwrap();
+    let mut first = group.begin_install(checkpoint.clone()).unwrap();
+    fetch(&mut first, &source);
+    // The leader offers again while the first one waits to be switched to.
+    let second = group.begin_install(checkpoint.clone());
+    assert!(matches!(second, Err(InstallError::Busy)));
+    drop(second);
+    let outcome = Outcome::default();
+    first.finish(outcome.done()).unwrap();
+    assert!(group.begin_install(checkpoint.clone()).is_err());
+    settle(&store);
+    assert!(outcome.is_ok());
+    check_installed(&group, 50);
+    drop((group, store));
+    power_cycle(&disk);
+    check_installed(&open(&disk).group(group_id(1)).unwrap(), 50);
+}
+
+#[test]
+fn an_install_that_is_given_up_makes_room_for_another_and_its_files_go() {
+    let (_, _leader_store, source) = leader();
+    let disk = follower(0);
+    let store = open(&disk);
+    let group = store.group(group_id(1)).unwrap();
+    let checkpoint = source.latest_checkpoint().unwrap().unwrap();
+    let mut first = group.begin_install(checkpoint.clone()).unwrap();
+    fetch(&mut first, &source);
+    assert!(!files(&disk, "/d2/").is_empty());
+    drop(first);
+    let mut second = group.begin_install(checkpoint).unwrap();
+    fetch(&mut second, &source);
+    store.checkpoint_round(RoundLimit::default()).unwrap();
+    assert!(files(&disk, "/d2/").is_empty(), "what was given up is removed");
+    let outcome = Outcome::default();
+    second.finish(outcome.done()).unwrap();
+    settle(&store);
+    assert!(outcome.is_ok());
+    check_installed(&group, 50);
+}
+
+#[test]
+fn files_that_are_missing_or_short_at_the_switch_leave_the_old_state() {
+    let (_, _leader_store, source) = leader();
+    for short in [false, true] {
+        let disk = follower(7);
+        let store = open(&disk);
+        let group = store.group(group_id(1)).unwrap();
+        let mut install = group
+            .begin_install(source.latest_checkpoint().unwrap().unwrap())
+            .unwrap();
+        fetch(&mut install, &source);
+        let path = files(&disk, "/d2/m-").pop().unwrap();
+        if short {
+            let len = disk.contents(&path).unwrap().len() as u64;
+            assert!(disk.truncate(&path, len - 1));
+        } else {
+            disk.delete(&path);
+        }
+        let outcome = Outcome::default();
+        install.finish(outcome.done()).unwrap();
+        settle(&store);
+        assert!(outcome.is_err() && store.failure().is_none());
+        assert_eq!(
+            (group.last_purged(), group.last_log_id()),
+            (None, Some(log_id(1, 6)))
+        );
+        // The next one goes through.
+        let (outcome, _) = install_from(&store, &group, &source);
+        assert!(outcome.is_ok());
+        check_installed(&group, 50);
+    }
+}
+
+fn install_from(store: &Store, group: &Arc<GroupLog>, from: &GroupLog) -> (Outcome, u64) {
+    install(store, group, from, from.latest_checkpoint().unwrap().unwrap()).unwrap()
+}
+
+#[test]
+fn an_install_into_a_dropped_group_cannot_reach_the_group_that_follows() {
+    let (_, _leader_store, source) = leader();
+    let disk = follower(0);
+    let store = open(&disk);
+    let old = store.group(group_id(1)).unwrap();
+    let checkpoint = source.latest_checkpoint().unwrap().unwrap();
+    let mut stale = old.begin_install(checkpoint.clone()).unwrap();
+    store.drop_group(group_id(1)).unwrap();
+    let next = crate::GroupSpec {
+        replica: ReplicaId::new(11).unwrap(),
+        ..spec(1, SEGMENT)
+    };
+    let group = store.create_group(next).unwrap();
+    let mut fresh = group.begin_install(checkpoint).unwrap();
+    fetch(&mut fresh, &source);
+    let before: Vec<_> = files(&disk, "/m-")
+        .iter()
+        .map(|path| disk.contents(path))
+        .collect();
+    let range = stale.missing()[0];
+    let bytes = source.read_segment_range(range.segment, 0, 3_000).unwrap();
+    assert!(stale.write(range.segment, 0, &bytes).is_err());
+    drop(stale);
+    let after: Vec<_> = files(&disk, "/m-")
+        .iter()
+        .map(|path| disk.contents(path))
+        .collect();
+    assert_eq!(after, before);
+    assert!(
+        group
+            .begin_install(source.latest_checkpoint().unwrap().unwrap())
+            .is_err()
+    );
+    let outcome = Outcome::default();
+    fresh.finish(outcome.done()).unwrap();
+    settle(&store);
+    assert!(outcome.is_ok());
+}
+
+#[test]
+fn a_segment_whose_sync_failed_while_it_arrived_is_fetched_again() {
+    let (_, _leader_store, source) = leader();
+    let disk = follower(0);
+    let store = open(&disk);
+    let group = store.group(group_id(1)).unwrap();
+    let mut install = group
+        .begin_install(source.latest_checkpoint().unwrap().unwrap())
+        .unwrap();
+    let first = install.missing()[0];
+    disk.inject(crate::SimFault {
+        op: crate::SimOp::Sync,
+        path_contains: "/m-".to_owned(),
+        after: 0,
+        times: 1,
+        error: std::io::ErrorKind::Other,
+    });
+    let bytes = source.read_segment_range(first.segment, 0, first.len).unwrap();
+    assert!(install.write(first.segment, 0, &bytes).is_err());
+    assert_eq!(install.missing()[0], first, "all of it");
+    fetch(&mut install, &source);
+    let outcome = Outcome::default();
+    install.finish(outcome.done()).unwrap();
+    settle(&store);
+    assert!(outcome.is_ok());
+    drop((group, store));
+    power_cycle(&disk);
+    check_installed(&open(&disk).group(group_id(1)).unwrap(), 50);
 }
