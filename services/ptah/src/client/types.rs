@@ -58,6 +58,10 @@ pub struct PartitionStatus {
     pub next_sequence: u64,
     /// What is not well; empty when all is.
     pub trouble: String,
+    /// Replicas that are open on a node that is alive; `None` when not known.
+    pub healthy_replicas: Option<u32>,
+    /// Replicas that the partition is to have.
+    pub wanted_replicas: u32,
 }
 
 impl PartitionStatus {
@@ -99,16 +103,16 @@ pub struct NodeStatus {
     pub address: String,
     /// Whether it reported lately.
     pub alive: bool,
-    /// Software version.
+    /// Software version; empty when not known.
     pub version: String,
     /// Replicas that it holds.
     pub replicas: u32,
     /// Partitions that it leads.
     pub leaders: u32,
-    /// Free bytes on its data disk.
-    pub disk_free_bytes: u64,
-    /// Size of its data disk in bytes.
-    pub disk_total_bytes: u64,
+    /// Free bytes on its data disk; `None` when not known.
+    pub disk_free_bytes: Option<u64>,
+    /// Size of its data disk in bytes; `None` when not known.
+    pub disk_total_bytes: Option<u64>,
     /// Milliseconds since its last report.
     pub last_seen_ms_ago: u64,
     /// What is not well.
@@ -181,6 +185,8 @@ impl From<pb::PartitionStatus> for PartitionStatus {
             first_sequence: status.first_sequence,
             next_sequence: status.next_sequence,
             trouble: status.trouble,
+            healthy_replicas: status.healthy_replicas,
+            wanted_replicas: status.wanted_replicas,
         }
     }
 }

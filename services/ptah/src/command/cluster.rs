@@ -19,7 +19,7 @@ pub async fn run(args: ClusterArgs, global: &Global, output: &Output) -> Result<
 fn status_text(status: &ClusterStatus) -> String {
     let mut text = format!(
         "cluster {} (gateway {}): {}, {}",
-        status.cluster_id,
+        known(&status.cluster_id),
         status.version,
         counted(status.stations, "station"),
         counted(status.partitions, "partition"),
@@ -52,12 +52,8 @@ fn status_text(status: &ClusterStatus) -> String {
             node_state(node),
             node.replicas.to_string(),
             node.leaders.to_string(),
-            format!(
-                "{} of {}",
-                size_text(node.disk_free_bytes),
-                size_text(node.disk_total_bytes)
-            ),
-            node.version.clone(),
+            disk_text(node),
+            known(&node.version).to_owned(),
         ]);
     }
     text.push_str(&table_text(&table));
@@ -70,6 +66,18 @@ fn status_text(status: &ClusterStatus) -> String {
         }
     }
     text
+}
+
+/// A text that the gateway may not know.
+fn known(text: &str) -> &str {
+    if text.is_empty() { "?" } else { text }
+}
+
+fn disk_text(node: &NodeStatus) -> String {
+    match (node.disk_free_bytes, node.disk_total_bytes) {
+        (Some(free), Some(total)) => format!("{} of {}", size_text(free), size_text(total)),
+        _ => "?".to_owned(),
+    }
 }
 
 fn node_state(node: &NodeStatus) -> String {
@@ -99,8 +107,8 @@ mod tests {
             version: "0.1.0".to_owned(),
             replicas: 1,
             leaders: 0,
-            disk_free_bytes: 1 << 30,
-            disk_total_bytes: 2 << 30,
+            disk_free_bytes: Some(1 << 30),
+            disk_total_bytes: Some(2 << 30),
             last_seen_ms_ago: 12_000,
             troubles: vec!["replica damaged".to_owned()],
         };
@@ -124,5 +132,37 @@ mod tests {
             assert!(text.contains(part), "{part:?} in {text}");
         }
         assert!(!text.contains("under-replicated"));
+    }
+
+    #[test]
+    fn what_is_not_known_is_a_question_mark_and_no_number() {
+        let node = NodeStatus {
+            node_id: 1,
+            name: "storage-1".to_owned(),
+            address: "127.0.0.1:6222".to_owned(),
+            alive: true,
+            version: String::new(),
+            replicas: 0,
+            leaders: 0,
+            disk_free_bytes: None,
+            disk_total_bytes: None,
+            last_seen_ms_ago: 0,
+            troubles: Vec::new(),
+        };
+        let status = ClusterStatus {
+            cluster_id: String::new(),
+            version: "0.1.0".to_owned(),
+            nodes: vec![node],
+            stations: 0,
+            partitions: 0,
+            partitions_without_leader: 0,
+            partitions_under_replicated: 0,
+            troubles: Vec::new(),
+        };
+        let text = status_text(&status);
+        assert!(text.starts_with("cluster ? "), "{text}");
+        let row = text.lines().find(|line| line.contains("storage-1")).unwrap();
+        assert_eq!(row.matches('?').count(), 2, "{text}");
+        assert!(!text.contains("0 B"), "{text}");
     }
 }

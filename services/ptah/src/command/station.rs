@@ -312,6 +312,8 @@ mod tests {
             first_sequence: 0,
             next_sequence: 0,
             trouble: "no leader".to_owned(),
+            healthy_replicas: None,
+            wanted_replicas: 1,
         }];
         let text = shown_text(&Shown { station, partitions });
         assert!(

@@ -147,6 +147,8 @@ impl Cluster {
 
     async fn start_control_plane(&mut self, plan: &Plan, secret: &Secret) -> Result<(), Failure> {
         let mut config = ptah_control_plane::Config {
+            // The lock on the directory proves that an earlier one of this name is gone: no need to wait for its lease.
+            name: "up".to_owned(),
             grpc_listen: CONTROL_PLANE.to_owned(),
             metadata_address: METADATA.to_owned(),
             cluster: cluster_config(secret),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use crate::up::{Up, code, command, error, stderr, up_fails};
@@ -170,6 +170,40 @@ async fn directories_that_cannot_be_used_are_refused_untouched() {
         );
     }
     assert_eq!(tree(dir.path()), before, "nothing changed");
+}
+
+#[tokio::test]
+async fn a_directory_of_somebody_else_is_refused_untouched() {
+    let dir = tempfile::tempdir().unwrap();
+    let closed = dir.path().join("closed");
+    std::fs::create_dir(&closed).unwrap();
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).unwrap();
+    let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+    let mut up = if is_root {
+        // Nothing is closed to root: somebody else has to try, with a copy of the program that is open to everybody.
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let program = dir.path().join("ptah");
+        std::fs::copy(env!("CARGO_BIN_EXE_ptah"), &program).unwrap();
+        let mut up = tokio::process::Command::new("setpriv");
+        up.args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(program);
+        up
+    } else {
+        tokio::process::Command::new(env!("CARGO_BIN_EXE_ptah"))
+    };
+    up.args(["up", "--json", "--ephemeral-ports", "--data-dir"]).arg(&closed);
+    let refused = tokio::time::timeout(std::time::Duration::from_secs(60), up.output())
+        .await
+        .expect("`ptah up` ends")
+        .unwrap();
+    assert_eq!(code(&refused), 9, "{}", stderr(&refused));
+    let message = error(&refused)["message"].as_str().unwrap().to_owned();
+    assert!(
+        message.contains("permission denied") && message.contains("--data-dir"),
+        "{message}"
+    );
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(tree(&closed).len(), 0, "nothing was made in it");
 }
 
 #[tokio::test]
