@@ -9,7 +9,7 @@ use ptah_segment_log::GroupLog;
 use ptah_service::Tasks;
 use ptah_types::{LogId, LogIndex, NodeId, PartitionKey, RaftGroupId, ReplicaId, Sequence, Term};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::applied::AppliedState;
@@ -127,7 +127,12 @@ pub(crate) struct Running {
     pub(crate) blocking: Blocking,
     /// Taken while a snapshot is copied in and installed; the same for every core of the replica.
     pub(crate) installing: InstallLock,
+    /// Heartbeats that the core may be asked to take at once.
+    pub(crate) beats: Arc<Semaphore>,
 }
+
+/// Heartbeats of one replica that may be under way in its core: its leader's, and a few of leaders that were.
+pub(crate) const MAX_BEATS: usize = 4;
 
 /// Who holds it may use the staging area of the replica.
 pub(crate) type InstallLock = Arc<tokio::sync::Mutex<()>>;

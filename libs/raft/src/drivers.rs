@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use ptah_segment_log::{CommitOutcome, Drivers, LargeOutcome, RoundLimit, Store, Work};
 use ptah_service::Tasks;
 use tokio::sync::{Notify, watch};
@@ -60,22 +61,21 @@ impl StoreDrivers {
     /// Starts the drivers; the threads live as long as the answer.
     pub(crate) fn start(self, tasks: &Tasks) -> std::io::Result<Option<Drivers>> {
         let threads = if self.shared.options.simulation {
-            tasks.spawn(
-                "store commits",
-                commits(self.store.clone(), Arc::clone(&self.wakes), tasks.clone()),
-            );
-            tasks.spawn(
-                "store large writes",
-                large(self.store.clone(), Arc::clone(&self.wakes), tasks.clone()),
-            );
+            let committing = commits(self.store.clone(), Arc::clone(&self.wakes), tasks.clone());
+            tasks.spawn_critical("store commits", committing.map(Ok));
+            let writing = large(self.store.clone(), Arc::clone(&self.wakes), tasks.clone());
+            tasks.spawn_critical("store large writes", writing.map(Ok));
             None
         } else {
             Some(self.store.spawn_drivers()?)
         };
         let this = Arc::new(self);
-        tasks.spawn("store rounds", Arc::clone(&this).rounds(tasks.clone()));
-        tasks.spawn("store watch", Arc::clone(&this).watch_space(tasks.clone()));
-        tasks.spawn("store health", this.watch_failure(tasks.clone()));
+        // A node without one of these would go on half dead: the process ends instead.
+        let rounds = Arc::clone(&this).rounds(tasks.clone());
+        tasks.spawn_critical("store rounds", rounds.map(Ok));
+        let watching = Arc::clone(&this).watch_space(tasks.clone());
+        tasks.spawn_critical("store watch", watching.map(Ok));
+        tasks.spawn_critical("store health", this.watch_failure(tasks.clone()).map(Ok));
         Ok(threads)
     }
 

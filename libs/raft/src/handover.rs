@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
 
-use crate::cell::{Cell, ReplicaState};
+use crate::cell::{Cell, ReplicaState, Shared};
+use crate::shield::unbroken;
+use crate::types::Raft;
 
 /// How long a replica may take to stop.
 const REPLICA_STOP: Duration = Duration::from_secs(15);
@@ -44,12 +46,21 @@ async fn hand_over_one(cell: &Cell) {
     let Some(running) = cell.running() else { return };
     let target = best_follower(cell, &running.raft);
     let Some(target) = target else { return };
-    if running.raft.trigger().transfer_leader(target).await.is_err() {
+    if hand_leadership(&cell.shared, running.raft, target).await.is_err() {
         return;
     }
     let mut leadership = cell.watch_leadership();
     // Either it is handed over, or the replica is gone.
     let _ = leadership.wait_for(|leadership| !leadership.ready).await;
+}
+
+/// Asks another replica to lead.
+pub(crate) async fn hand_leadership(shared: &Shared, raft: Raft, to: u64) -> Result<(), String> {
+    let call = async move { raft.trigger().transfer_leader(to).await };
+    unbroken(&shared.tasks, &shared.runtime, "leadership transfer", call)
+        .await
+        .map_err(|error| error.to_string())?
+        .map_err(|error| error.to_string())
 }
 
 fn best_follower(cell: &Cell, raft: &crate::types::Raft) -> Option<u64> {

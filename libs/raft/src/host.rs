@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use ptah_rpc::{ClusterSecret, Network};
 use ptah_segment_log::{Disk, Drivers, GroupCondition, GroupError, GroupInfo, Identity, Store};
@@ -157,7 +158,8 @@ impl RaftHost {
             shared.options.maintenance_interval,
             Arc::clone(&wakes),
         );
-        tasks.spawn("maintenance", maintenance.run(tasks.clone()));
+        let maintaining = maintenance.run(tasks.clone());
+        tasks.spawn_critical("maintenance", maintaining.map(Ok));
         if shared.options.takeover {
             let watching = takeover::run(
                 Arc::clone(&directory),
@@ -165,7 +167,7 @@ impl RaftHost {
                 ports.clone(),
                 tasks.clone(),
             );
-            tasks.spawn("takeover", watching);
+            tasks.spawn_critical("takeover", watching.map(Ok));
         }
         let opener = Opener {
             store,
@@ -224,7 +226,7 @@ impl RaftHost {
             let name = format!("replica of group {}", group.to_hex());
             let running = supervise(cell, Arc::clone(&inner.opener));
             let _runtime = inner.shared.runtime.enter();
-            inner.tasks.spawn(name, running);
+            inner.tasks.spawn_critical(name, running.map(Ok));
         } else {
             cell.opened.fetch_or(opened, Ordering::AcqRel);
             if initialize && !cell.initialize.swap(true, Ordering::AcqRel) {

@@ -189,10 +189,11 @@ impl LogStore {
 fn patience(reason: &RefusedReason) -> Duration {
     match reason {
         RefusedReason::WouldExceed { .. } => QUEUE_PATIENCE,
-        RefusedReason::DiskFull { .. } => DISK_PATIENCE,
         RefusedReason::Gap { .. } | RefusedReason::Invalid { .. } | RefusedReason::Failed(_) => {
             Duration::ZERO
         }
+        // The disk is full, or does not take the group's files now.
+        _ => DISK_PATIENCE,
     }
 }
 

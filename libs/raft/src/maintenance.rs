@@ -188,8 +188,12 @@ async fn checkpoint(cell: &Arc<Cell>, running: &Running) -> Option<(LogId, u64)>
             tracing::error!(group = %cell.group.to_hex(), %error, "checkpoint was not written");
             None
         }
-        // The runtime goes down.
-        Err(_) => None,
+        // The runtime goes down, or encoding panicked.
+        Err(error) => {
+            metrics.checkpoints_failed.inc();
+            tracing::error!(group = %cell.group.to_hex(), %error, "checkpoint was not written");
+            None
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::applied::AppliedTo;
 use crate::cell::{Cell, Leadership, ReplicaStatus};
 use crate::error::{MembershipError, ReadMessagesError, TransferError};
+use crate::handover::hand_leadership;
 use crate::proposal::{Done, Pending, ProposalResponder, ProposeError};
 use crate::record::{Body, Record, stamp_of};
 use crate::shield::to_the_end;
@@ -260,12 +261,10 @@ impl Replica {
         if !self.status().voters.iter().any(|(replica, _)| *replica == to) {
             return Err(TransferError::NotAVoter(to));
         }
-        running
-            .raft
-            .trigger()
-            .transfer_leader(to.get())
+        let shared = &self.cell.shared;
+        hand_leadership(shared, running.raft, to.get())
             .await
-            .map_err(|error| TransferError::Unavailable(error.to_string()))
+            .map_err(TransferError::Unavailable)
     }
 
     /// Changes the voters, on the leader: new ones first learn until they have caught up, old ones leave. `expected`

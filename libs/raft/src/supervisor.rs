@@ -16,10 +16,10 @@ use openraft::error::{InitializeError, RaftError};
 use ptah_segment_log::{GroupCondition, GroupError, GroupLog, GroupSpec, Store};
 use ptah_service::Ports;
 use ptah_types::{ReplicaId, Term};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
-use crate::cell::{Cell, Leadership, ReplicaState, Running};
+use crate::cell::{Cell, Leadership, MAX_BEATS, ReplicaState, Running};
 use crate::log_store::LogStore;
 use crate::runtime::with_random;
 use crate::state_machine::StateMachine;
@@ -134,6 +134,7 @@ async fn run_once(cell: &Arc<Cell>, opener: &Opener) -> Result<Ended, OpenFailur
         log,
         blocking: cell.shared.blocking,
         installing: Arc::clone(&cell.installing),
+        beats: Arc::new(Semaphore::new(MAX_BEATS)),
     };
     let ended = match begin(cell, &running).await {
         Ok(()) => {

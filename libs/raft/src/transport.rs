@@ -31,7 +31,7 @@ pub(crate) use outbox::Route;
 
 use crate::directory::Directory;
 use crate::metrics::Metrics;
-use crate::shield::{NoAnswer, to_the_end};
+use crate::shield::{NoAnswer, to_the_end, unbroken};
 
 /// How long greeting a node may take.
 const GREETING_DEADLINE: Duration = Duration::from_secs(3);
@@ -154,6 +154,15 @@ impl Transport {
         call: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, NoAnswer> {
         to_the_end(&self.inner.tasks, &Handle::current(), name, deadline, call).await
+    }
+
+    /// Waits for a call of openraft; when the caller goes away, a task does.
+    async fn unbroken<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        call: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, NoAnswer> {
+        unbroken(&self.inner.tasks, &Handle::current(), name, call).await
     }
 
     pub(crate) fn count_snapshot_bytes(&self, bytes: u64) {

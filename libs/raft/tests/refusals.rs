@@ -362,6 +362,28 @@ fn roomy() -> HostOptions {
 }
 
 #[test]
+fn a_loop_that_ends_by_a_panic_ends_the_host_with_a_clear_error() {
+    // The disk panics inside the loop that takes checkpoints.
+    let options = HostOptions {
+        simulation: true,
+        ..HostOptions::for_tests()
+    };
+    let mut cluster = Cluster::new(1, options, 1);
+    cluster.create(1, &[1]);
+    cluster.append(1, b"x");
+    let disk = cluster.node(1).disk.clone();
+    disk.set_hook(Some(std::sync::Arc::new(|_, path| {
+        assert!(!path.to_string_lossy().contains("ckpt"), "a defect");
+    })));
+    cluster.append(1, b"y");
+    let tasks = cluster.node(1).up.as_ref().unwrap().tasks.clone();
+    let failure = until("the panic is noticed", || tasks.failure());
+    assert!(failure.task.contains("maintenance"), "{failure}");
+    assert!(failure.error.contains("a defect"), "{failure}");
+    disk.set_hook(None);
+}
+
+#[test]
 fn after_a_failed_sync_nothing_is_acknowledged_and_the_node_says_so() {
     let mut cluster = Cluster::new(1, HostOptions::for_tests(), 1);
     cluster.create(1, &[1]);

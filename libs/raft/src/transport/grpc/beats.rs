@@ -1,5 +1,7 @@
 //! Answering heartbeats: messages of many groups, several at once, none of them held up by a busy group.
 
+use std::sync::Arc;
+
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use openraft::raft::AppendEntriesRequest;
@@ -74,7 +76,11 @@ async fn beat_outcome(transport: &Transport, from: NodeId, beat: pb::Beat) -> Ap
 async fn take_beat(transport: &Transport, from: NodeId, beat: pb::Beat) -> Result<AppendOutcome, String> {
     let invalid = |error: InvalidMessage| error.to_string();
     let route = route_from_pb(beat.address).map_err(invalid)?;
-    let raft = transport.inner.directory.raft(route, from)?;
+    let running = transport.inner.directory.running(route, from)?;
+    // A core that does not answer is not asked again and again.
+    let turn = Arc::clone(&running.beats)
+        .try_acquire_owned()
+        .map_err(|_| "the replica is busy".to_owned())?;
     let request = AppendEntriesRequest {
         vote: vote_from_pb(beat.vote).map_err(invalid)?,
         prev_log_id: raft_id_from_pb(beat.previous),
@@ -82,9 +88,16 @@ async fn take_beat(transport: &Transport, from: NodeId, beat: pb::Beat) -> Resul
         leader_commit: raft_id_from_pb(beat.committed),
     };
     let previous = request.prev_log_id;
-    let response = raft
-        .append_entries(request)
+    let raft = running.raft;
+    let call = async move {
+        let response = raft.append_entries(request).await;
+        drop(turn);
+        response
+    };
+    let response = transport
+        .unbroken("heartbeat of a busy replica", call)
         .await
+        .map_err(|error| error.to_string())?
         .map_err(|error| error.to_string())?;
     use openraft::raft::AppendEntriesResponse as R;
     let result = match response {

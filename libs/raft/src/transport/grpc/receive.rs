@@ -14,7 +14,9 @@ use openraft::error::Fatal;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
 use ptah_proto::raft::v1 as pb;
 use ptah_segment_log::{FRAME_HEADER_LEN, FrameKind, GroupLog};
+use ptah_service::Tasks;
 use ptah_types::NodeId;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -23,6 +25,7 @@ use super::convert::{part_from_pb, result_to_pb};
 use crate::directory::Directory;
 use crate::metrics::Metrics;
 use crate::record::Body;
+use crate::shield::Unbroken;
 use crate::transport::fragments::{Assembly, decode_entries};
 use crate::transport::outbox::{AppendHead, AppendOutcome, AppendPart, Route};
 use crate::types::{Entry, EntryPayload, TypeConfig, log_id};
@@ -67,6 +70,7 @@ pub(super) struct Receiver {
     pub(super) from: NodeId,
     pub(super) directory: Arc<Directory>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) tasks: Tasks,
 }
 
 impl Receiver {
@@ -133,8 +137,9 @@ impl Receiver {
     fn open(&self, number: u64, route: Route) -> Result<(Session, Answers), String> {
         let raft = self.directory.raft(route, self.from)?;
         let (requests, queue) = mpsc::channel(SESSION_QUEUE);
-        let answers = raft
-            .stream_append(ReceiverStream::new(queue))
+        let answers = raft.stream_append(ReceiverStream::new(queue));
+        let runtime = Handle::current();
+        let answers = Unbroken::new(&self.tasks, &runtime, "end of a replication session", answers)
             .map(move |result| (number, Some(outcome(result))))
             .chain(futures_util::stream::once(std::future::ready((number, None))));
         let session = Session {

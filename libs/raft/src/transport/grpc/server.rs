@@ -126,6 +126,7 @@ impl RaftTransportService for TransportServer {
             from,
             directory: Arc::clone(&inner.directory),
             metrics: Arc::clone(&inner.metrics),
+            tasks: inner.tasks.clone(),
         };
         let stopping = inner.tasks.stopping();
         inner

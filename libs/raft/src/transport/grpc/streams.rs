@@ -29,19 +29,24 @@ type Broken = String;
 pub(crate) fn start_streams(transport: &Transport, peer: &Arc<Peer>) {
     let name = |what: &str| format!("{what} to node {}", peer.node);
     let (owner, to) = (transport.clone(), Arc::clone(peer));
-    transport.inner.tasks.spawn(name("entries"), async move {
+    transport.inner.tasks.spawn_critical(name("entries"), async move {
         keep_up(&owner, &to, "entries", &owner.inner.lines.entries, |channel| {
             send_entries(&owner, &to, channel)
         })
         .await;
+        Ok(())
     });
     let (owner, to) = (transport.clone(), Arc::clone(peer));
-    transport.inner.tasks.spawn(name("heartbeats"), async move {
-        keep_up(&owner, &to, "heartbeats", &owner.inner.lines.beats, |channel| {
-            send_beats(&owner, &to, channel)
-        })
-        .await;
-    });
+    transport
+        .inner
+        .tasks
+        .spawn_critical(name("heartbeats"), async move {
+            keep_up(&owner, &to, "heartbeats", &owner.inner.lines.beats, |channel| {
+                send_beats(&owner, &to, channel)
+            })
+            .await;
+            Ok(())
+        });
 }
 
 /// Runs a stream again and again, while the node has an address.
