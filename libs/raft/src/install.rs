@@ -12,6 +12,7 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use ptah_segment_log::{Checkpoint, InstallError, MissingRange};
 use ptah_types::NodeId;
 
+use crate::cell::InstallTurn;
 pub(crate) use crate::cell::Running;
 use crate::snapshot::{Staged, snapshot_of};
 use crate::transport::grpc::calls::SegmentReader;
@@ -32,6 +33,8 @@ const ATTEMPTS: usize = 3;
 pub(crate) enum ReceiveError {
     #[error("another snapshot is being copied or installed; offer it again")]
     Busy,
+    #[error("offer cannot be read: {0}")]
+    Offer(String),
     #[error("snapshot ends at a term above the leader's")]
     AheadOfLeader,
     #[error("copy segment {segment} from node {node}: {why}")]
@@ -46,18 +49,23 @@ pub(crate) enum ReceiveError {
     Stopped(String),
 }
 
+/// The right to take in a snapshot; refused while another one is taken in.
+pub(crate) fn turn(running: &Running) -> Result<InstallTurn, ReceiveError> {
+    Arc::clone(&running.installing)
+        .try_lock_owned()
+        .map_err(|_| ReceiveError::Busy)
+}
+
 /// Takes in what a leader offers; answers the vote that this replica knows.
 pub(crate) async fn receive(
     transport: &Transport,
     running: &Running,
+    turn: InstallTurn,
     from: NodeId,
     route: Route,
     vote: Vote,
     checkpoint: Checkpoint,
 ) -> Result<Vote, ReceiveError> {
-    let turn = Arc::clone(&running.installing)
-        .try_lock_owned()
-        .map_err(|_| ReceiveError::Busy)?;
     let known = running.raft.server_metrics().borrow_watched().vote;
     if known > vote {
         return Ok(known);

@@ -177,6 +177,50 @@ fn entries_that_do_not_verify_are_refused_and_the_group_goes_on() {
 }
 
 #[test]
+fn an_offer_larger_than_any_message_is_read_to_its_end_and_a_senseless_one_refused() {
+    let mut cluster = Cluster::three();
+    cluster.create(1, &[1, 2, 3]);
+    cluster.append(1, b"x");
+    cluster.until_applied(1, sequence(2));
+    let mut stranger = Stranger::of(&cluster);
+    let piece = ptah_types::limits::FRAGMENT_BYTES;
+    let mut offer = |pieces: usize, claimed: u64| {
+        let first = pb::InstallSnapshotRequest {
+            hello: Some(stranger.hello.clone()),
+            address: Some(stranger.address),
+            vote: Some(pb::Vote {
+                term: 1,
+                replica_id: 2,
+                committed: true,
+            }),
+            ..pb::InstallSnapshotRequest::default()
+        };
+        let messages = (1..=pieces).map(move |number| pb::InstallSnapshotRequest {
+            checkpoint: bytes::Bytes::from(vec![7; piece]),
+            remaining_bytes: claimed.saturating_sub((number * piece) as u64),
+            ..if number == 1 {
+                first.clone()
+            } else {
+                pb::InstallSnapshotRequest::default()
+            }
+        });
+        let call = stranger
+            .client
+            .install_snapshot(futures_util::stream::iter(messages));
+        stranger.runtime.block_on(call).unwrap_err().message().to_owned()
+    };
+    // Everything arrives; what it says is nonsense.
+    let whole = 1 + ptah_rpc::MAX_RPC_MESSAGE_BYTES / piece;
+    let answer = offer(whole, (whole * piece) as u64);
+    assert!(answer.contains("wrong checksum"), "{answer}");
+    let answer = offer(2, (3 * piece) as u64);
+    assert!(answer.contains("it ends early"), "{answer}");
+    let answer = offer(1, u64::MAX);
+    assert!(answer.contains("larger than any offer"), "{answer}");
+    assert_eq!(cluster.append(1, b"y").base_sequence, sequence(2));
+}
+
+#[test]
 fn garbage_on_the_port_does_not_disturb_anybody() {
     let mut cluster = Cluster::three();
     cluster.create(1, &[1, 2, 3]);

@@ -255,6 +255,52 @@ fn a_follower_that_is_close_keeps_the_log_and_one_that_is_gone_does_not() {
 }
 
 #[test]
+fn a_follower_takes_in_a_state_that_is_larger_than_one_message() {
+    let mut cluster = Cluster::new(3, eager(), 1);
+    cluster.create(1, &[1, 2, 3]);
+    fill(&cluster, 20);
+    cluster.until_applied(1, sequence(21));
+    let away = if cluster.leader(1).on == 3 { 2 } else { 3 };
+    cluster.stop(away);
+    fill(&cluster, 3000);
+    // Every second message is acknowledged, by a hundred groups.
+    let mut leader = cluster.leader(1);
+    let every_second: RangeSet = (1..1500)
+        .map(|place| SequenceRange::single(sequence(2 * place)))
+        .collect();
+    for number in 1..=100 {
+        let consumers = ConsumerGroupId::new(number).unwrap();
+        let spec = GroupSpec {
+            name: format!("readers-{number}").parse().unwrap(),
+            start: StartAt::First,
+            ack_deadline_ms: 30_000,
+            max_in_flight: 10_000,
+        };
+        let ranges = every_second.clone();
+        let commands = [
+            Command::EnsureGroup {
+                group: consumers,
+                spec,
+            },
+            Command::Ack {
+                group: consumers,
+                ranges,
+            },
+        ];
+        leader.command(&commands).unwrap();
+    }
+    let piece = ptah_types::limits::FRAGMENT_BYTES;
+    assert!(
+        cluster.partition_bytes(leader.on, 1).len() > piece,
+        "one message would do"
+    );
+    until_purged(&cluster, 2000);
+    cluster.start(away);
+    assert_identical(&cluster, &[1, 2, 3]);
+    assert!(snapshots_installed(&cluster, away) > 0);
+}
+
+#[test]
 fn a_station_that_is_only_acknowledged_does_not_grow() {
     let mut cluster = Cluster::new(1, eager(), 1);
     cluster.create(1, &[1]);

@@ -8,6 +8,7 @@ use ptah_proto::raft::v1 as pb;
 use ptah_rpc::Channels;
 use ptah_segment_log::{Checkpoint, MissingRange};
 use ptah_types::NodeId;
+use ptah_types::limits::FRAGMENT_BYTES;
 
 use super::convert::{raft_id_from_pb, raft_id_to_pb, route_to_pb, vote_from_pb, vote_to_pb};
 use super::{TransportClient, client};
@@ -86,14 +87,33 @@ pub(crate) async fn install_snapshot(
     checkpoint: Checkpoint,
 ) -> Result<Vote, CallError> {
     let mut line = transport.line(&transport.inner.lines.snapshots, node)?;
-    let request = pb::InstallSnapshotRequest {
+    let first = pb::InstallSnapshotRequest {
         hello: Some(transport.hello(node)),
         address: Some(route_to_pb(route)),
         vote: Some(vote_to_pb(&vote)),
-        checkpoint: encode_offer(&checkpoint),
+        checkpoint: Bytes::new(),
+        remaining_bytes: 0,
     };
-    let response = line.install_snapshot(request).await.map_err(failed)?.into_inner();
+    let offer = futures_util::stream::iter(offer_messages(first, encode_offer(&checkpoint)));
+    let response = line.install_snapshot(offer).await.map_err(failed)?.into_inner();
     vote_from_pb(response.vote).map_err(failed)
+}
+
+/// An offer of any size, as messages of a bounded one.
+fn offer_messages(
+    first: pb::InstallSnapshotRequest,
+    mut offer: Bytes,
+) -> impl Iterator<Item = pb::InstallSnapshotRequest> {
+    let mut head = Some(first);
+    std::iter::from_fn(move || {
+        if offer.is_empty() {
+            return None;
+        }
+        let mut message = head.take().unwrap_or_default();
+        message.checkpoint = offer.split_to(offer.len().min(FRAGMENT_BYTES));
+        message.remaining_bytes = offer.len() as u64;
+        Some(message)
+    })
 }
 
 /// A segment on its way from another node.

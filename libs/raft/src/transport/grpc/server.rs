@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use openraft::raft::{TransferLeaderRequest, VoteRequest};
 use ptah_proto::raft::v1 as pb;
 use ptah_proto::raft::v1::raft_transport_service_server::{RaftTransportService, RaftTransportServiceServer};
 use ptah_rpc::{MAX_RPC_MESSAGE_BYTES, RpcError, agree_wire};
+use ptah_segment_log::Checkpoint;
 use ptah_types::{ErrorKind, LogIndex, NodeId};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -18,7 +20,7 @@ use super::convert::{
 };
 use super::receive::Receiver;
 use crate::checkpoint_codec::decode_offer;
-use crate::install;
+use crate::install::{self, ReceiveError};
 use crate::transport::{GREETING_DEADLINE, Transport};
 use crate::types::TypeConfig;
 
@@ -33,15 +35,24 @@ const PIECE_BYTES: usize = ptah_types::limits::FRAGMENT_BYTES;
 /// How long a vote may take here; the caller's deadline is shorter.
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long the next part of an offer may take.
+const OFFER_PIECE_DEADLINE: Duration = Duration::from_secs(30);
+/// Offers share this much memory (1 GiB, counted in KiB); that is also the largest one, many times what the limits of
+/// groups and acknowledgements allow a state to be.
+const OFFER_UNIT: u64 = 1 << 10;
+const OFFER_UNITS: u32 = 1 << 20;
+
 /// Serves the other nodes.
 pub struct TransportServer {
     transport: Transport,
+    offers: Semaphore,
 }
 
 impl Transport {
     pub(crate) fn service(&self) -> TransportService {
         RaftTransportServiceServer::new(TransportServer {
             transport: self.clone(),
+            offers: Semaphore::new(OFFER_UNITS as usize),
         })
         .max_decoding_message_size(MAX_RPC_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_RPC_MESSAGE_BYTES)
@@ -90,6 +101,46 @@ impl TransportServer {
         let from = NodeId::new(hello.from_node_id).map_err(|_| InvalidMessage("node id is zero"))?;
         let version = agree_wire(hello.wire).map_err(Status::from)?;
         Ok((from, version))
+    }
+
+    /// Reads an offer to its end; the second is its share of the memory for offers.
+    async fn read_offer(
+        &self,
+        first: pb::InstallSnapshotRequest,
+        requests: &mut tonic::Streaming<pb::InstallSnapshotRequest>,
+    ) -> Result<(Checkpoint, SemaphorePermit<'_>), ReceiveError> {
+        let invalid = |why: &str| ReceiveError::Offer(why.to_owned());
+        let length = first
+            .remaining_bytes
+            .saturating_add(first.checkpoint.len() as u64);
+        let room = u32::try_from(length.div_ceil(OFFER_UNIT))
+            .ok()
+            .filter(|units| *units <= OFFER_UNITS)
+            .ok_or_else(|| invalid("it is larger than any offer may be"))?;
+        let room = self
+            .offers
+            .try_acquire_many(room)
+            .map_err(|_| ReceiveError::Busy)?;
+        let mut offer = BytesMut::new();
+        let mut piece = first;
+        loop {
+            offer.extend_from_slice(&piece.checkpoint);
+            let expected = length.checked_sub(offer.len() as u64);
+            if expected != Some(piece.remaining_bytes) {
+                return Err(invalid("its parts do not fit together"));
+            }
+            if piece.remaining_bytes == 0 {
+                break;
+            }
+            piece = tokio::time::timeout(OFFER_PIECE_DEADLINE, requests.message())
+                .await
+                .map_err(|_| invalid("the sender stalled"))?
+                .map_err(|status| invalid(status.message()))?
+                .filter(|piece| !piece.checkpoint.is_empty())
+                .ok_or_else(|| invalid("it ends early"))?;
+        }
+        let checkpoint = decode_offer(&offer.freeze()).map_err(|error| invalid(&error.to_string()))?;
+        Ok((checkpoint, room))
     }
 
     /// Reads the greeting off a stream.
@@ -236,23 +287,26 @@ impl RaftTransportService for TransportServer {
 
     async fn install_snapshot(
         &self,
-        request: Request<pb::InstallSnapshotRequest>,
+        request: Request<tonic::Streaming<pb::InstallSnapshotRequest>>,
     ) -> Result<Response<pb::InstallSnapshotResponse>, Status> {
-        let request = request.into_inner();
-        let (from, _) = self.greet(request.hello)?;
-        let route = route_from_pb(request.address)?;
-        let vote = vote_from_pb(request.vote)?;
-        let checkpoint = decode_offer(&request.checkpoint)
-            .map_err(|error| Status::from(RpcError::new(ErrorKind::InvalidArgument, error.to_string())))?;
+        let mut requests = request.into_inner();
+        let mut first = self.greeting(&mut requests).await?;
+        let (from, _) = self.greet(first.hello.take())?;
+        let route = route_from_pb(first.address)?;
+        let vote = vote_from_pb(first.vote)?;
         let inner = &self.transport.inner;
         let replica = inner.directory.running(route, from).map_err(unavailable)?;
-        let answer = install::receive(&self.transport, &replica, from, route, vote, checkpoint)
-            .await
-            .map_err(|error| {
-                inner.metrics.snapshots_refused.inc();
-                tracing::warn!(group = %route.group.to_hex(), from = %from, %error, "snapshot was not installed");
-                unavailable(error)
-            })?;
+        let taken = async {
+            // Nothing is read for an offer that is refused anyway.
+            let turn = install::turn(&replica)?;
+            let (checkpoint, _room) = self.read_offer(first, &mut requests).await?;
+            install::receive(&self.transport, &replica, turn, from, route, vote, checkpoint).await
+        };
+        let answer = taken.await.map_err(|error| {
+            inner.metrics.snapshots_refused.inc();
+            tracing::warn!(group = %route.group.to_hex(), %from, %error, "snapshot was not installed");
+            unavailable(error)
+        })?;
         Ok(Response::new(pb::InstallSnapshotResponse {
             vote: Some(vote_to_pb(&answer)),
         }))
