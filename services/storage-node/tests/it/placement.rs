@@ -198,23 +198,33 @@ async fn the_first_report_tells_the_room_on_the_disk() {
     );
 }
 
-/// Lets every call on a raft group's files hang until the result is set to false.
-fn hang_files_of(node: &TestNode, group: u64) -> Arc<AtomicBool> {
-    let hangs = Arc::new(AtomicBool::new(true));
-    let (gate, hex) = (Arc::clone(&hangs), group_id(group).to_hex());
-    node.disk.set_hook(Some(Arc::new(move |_, path| {
-        while path.to_string_lossy().contains(&hex) && gate.load(Ordering::Acquire) {
-            std::thread::yield_now();
-        }
-    })));
-    hangs
+/// Files of a raft group on which every call hangs, until this is dropped.
+struct Hanging(Arc<AtomicBool>);
+
+impl Hanging {
+    fn files_of(node: &TestNode, group: u64) -> Self {
+        let hangs = Arc::new(AtomicBool::new(true));
+        let (gate, hex) = (Arc::clone(&hangs), group_id(group).to_hex());
+        node.disk.set_hook(Some(Arc::new(move |_, path| {
+            while path.to_string_lossy().contains(&hex) && gate.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+        })));
+        Self(hangs)
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 #[tokio::test]
 async fn a_replica_that_is_being_opened_does_not_make_a_ready_node_unready() {
     let (_control, node) = leader().await;
     soon("readiness", node.health.until_ready()).await;
-    let hangs = hang_files_of(&node, 2);
+    let hanging = Hanging::files_of(&node, 2);
     node.place(&order_alone(2, 2, &node)).await.unwrap();
     until("the new replica is being opened", || async {
         let status = node.health.status().to_string();
@@ -225,7 +235,7 @@ async fn a_replica_that_is_being_opened_does_not_make_a_ready_node_unready() {
     node.place(&order_alone(3, 2, &node)).await.unwrap();
     node.place(&order_alone(4, 2, &node)).await.unwrap();
     assert!(node.health.is_ready(), "{:?}", node.health.not_ready());
-    hangs.store(false, Ordering::Release);
+    drop(hanging);
     node.until_led(group_id(2)).await;
 }
 
@@ -234,7 +244,7 @@ async fn a_removal_that_hangs_does_not_keep_others_from_being_placed() {
     let (control, node) = leader().await;
     node.place(&order_alone(2, 2, &node)).await.unwrap();
     node.until_led(group_id(2)).await;
-    let hangs = hang_files_of(&node, 2);
+    let hanging = Hanging::files_of(&node, 2);
     let mut remove = order(3, &[&node], &node);
     remove.ensure.clear();
     remove.remove.push(ReplicaTombstone {
@@ -244,7 +254,7 @@ async fn a_removal_that_hangs_does_not_keep_others_from_being_placed() {
     node.place(&remove).await.unwrap();
     node.place(&order_alone(4, 3, &node)).await.unwrap();
     node.until_led(group_id(3)).await;
-    hangs.store(false, Ordering::Release);
+    drop(hanging);
     control
         .report("the removal", |report| {
             report.replicas.iter().all(|replica| replica.group_id != 2)
