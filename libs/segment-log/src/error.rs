@@ -221,6 +221,12 @@ pub enum RefusedReason {
         /// Bytes that are kept for votes, write-ahead log and checkpoints.
         reserve_bytes: u64,
     },
+    /// The group's own files cannot be written. Its log is kept; wait for [`crate::Work::Room`] and try again.
+    #[error("files of the group cannot be written ({why}); try again when the disk takes them")]
+    Unwritable {
+        /// What the file system said last.
+        why: String,
+    },
     /// The frame is not the next one. Wait for a running install, or truncate first.
     #[error("log expects index {expected}, the frame has {found}")]
     Gap {
@@ -266,7 +272,7 @@ impl fmt::Debug for AppendRefused {
 impl From<AppendRefused> for io::Error {
     fn from(refused: AppendRefused) -> Self {
         let kind = match refused.reason {
-            RefusedReason::WouldExceed { .. } => io::ErrorKind::WouldBlock,
+            RefusedReason::WouldExceed { .. } | RefusedReason::Unwritable { .. } => io::ErrorKind::WouldBlock,
             RefusedReason::DiskFull { .. } => io::ErrorKind::StorageFull,
             RefusedReason::Gap { .. } | RefusedReason::Invalid { .. } => io::ErrorKind::InvalidInput,
             RefusedReason::Failed(_) => io::ErrorKind::BrokenPipe,

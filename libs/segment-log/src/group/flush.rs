@@ -17,7 +17,7 @@ use super::state::Cut;
 use crate::disk::{DiskFile, replace_file};
 use crate::segment::{SegmentName, StreamKind, file_offset};
 use crate::store::count;
-use crate::{Damage, Frame, ReadError};
+use crate::{Frame, ReadError};
 
 /// What a flush did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -332,6 +332,7 @@ impl GroupLog {
             let mut state = self.state.lock();
             state.meta_version = version;
             state.slot_proven = true;
+            state.unwritable = None;
             state.covered = record;
             state.flushing = None;
             while state.wal_files.front().is_some_and(|(_, last)| *last <= record) {
@@ -363,29 +364,6 @@ impl GroupLog {
 
     pub(crate) fn is_dirty(&self) -> bool {
         self.state.lock().dirty
-    }
-
-    /// The group's files cannot be written: it takes no more work, is damaged from the next start on, and does not hold the
-    /// write-ahead log any more. Another replica must take its place.
-    pub(crate) fn give_up(&self, why: &str) {
-        let damage = Damage::new(
-            &self.dir,
-            0,
-            format!("given up because its files could not be written: {why}"),
-        );
-        tracing::error!(group = %self.spec.group.to_hex(), %damage, "group is given up");
-        let marker = self.dir.join(DAMAGE_MARKER);
-        if let Err(error) = replace_file(&*self.shared.disk, &marker, &[damage.to_string().as_bytes()]) {
-            tracing::error!(file = %marker.display(), %error, "damage of a group cannot be noted");
-            return;
-        }
-        let mut state = self.state.lock();
-        state.damage.push(damage);
-        state.dropped = true;
-        state.wal_files.clear();
-        let record = state.next_record;
-        state.tail.mark(|entry| entry.record < record);
-        self.account(&mut state);
     }
 
     /// Deletes files that were dropped. Answers how many.

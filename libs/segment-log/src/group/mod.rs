@@ -18,6 +18,7 @@ mod state;
 mod switch;
 mod tail;
 mod truncate;
+mod unwritable;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -39,6 +40,7 @@ pub(crate) use meta::{MetaImage, data_dir, slot_name};
 pub(crate) use queued::LargeJob;
 pub(crate) use state::GroupState;
 pub(crate) use switch::{InstallJob, SwitchError};
+pub(crate) use unwritable::is_damage;
 
 /// The log of one Raft group.
 pub struct GroupLog {

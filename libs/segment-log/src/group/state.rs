@@ -59,6 +59,8 @@ pub(crate) struct GroupState {
     pub(crate) blocked: VecDeque<Op>,
     pub(crate) large_outstanding: bool,
     pub(crate) installing: bool,
+    /// Why no frames are taken until the group's files can be written again.
+    pub(crate) unwritable: Option<String>,
     /// A snapshot is on its way in.
     pub(crate) staging: bool,
     /// Directories of installs that were given up.
@@ -108,6 +110,7 @@ impl GroupState {
             blocked: VecDeque::new(),
             large_outstanding: false,
             installing: false,
+            unwritable: None,
             staging: false,
             given_up: Vec::new(),
             dirty: false,

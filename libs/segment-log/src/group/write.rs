@@ -53,6 +53,10 @@ impl GroupLog {
             )));
         }
         state.check(&self.spec, frames)?;
+        if let Some(why) = &state.unwritable {
+            self.shared.want_room();
+            return Err(RefusedReason::Unwritable { why: why.clone() });
+        }
         if state.installing {
             let limit_bytes = self.shared.options.queue_bytes;
             return Err(RefusedReason::WouldExceed {

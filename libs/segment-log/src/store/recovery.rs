@@ -15,7 +15,7 @@ use ptah_types::RaftGroupId;
 use super::groups::group_dir;
 use super::known::Known;
 use super::{DamagedGroup, Shared};
-use crate::group::{DAMAGE_MARKER, GroupLog, data_dir};
+use crate::group::{DAMAGE_MARKER, GroupLog, data_dir, is_damage};
 use crate::wal::{Committer, Epoch, Numbers, Record, RecordHeader, RecordKind, ScanEvent, ScanResult, scan};
 use crate::{Damage, OpenError, ReadError};
 
@@ -46,6 +46,8 @@ pub(super) struct Recovery {
     pub(super) known: Known,
     pub(super) groups: BTreeMap<RaftGroupId, Recovering>,
     pub(super) damaged: BTreeMap<RaftGroupId, DamagedGroup>,
+    /// Bytes in memory that the last flush could not write.
+    stuck: u64,
 }
 
 impl Recovery {
@@ -55,6 +57,7 @@ impl Recovery {
             known,
             groups: BTreeMap::new(),
             damaged: BTreeMap::new(),
+            stuck: 0,
         }
     }
 
@@ -99,7 +102,7 @@ impl Recovery {
                     }
                 }
                 self.shared.completed_seq.store(seq, Ordering::Release);
-                self.relieve_memory();
+                self.relieve_memory()?;
             }
         }
         Ok(())
@@ -181,23 +184,37 @@ impl Recovery {
     }
 
     /// A long log may hold more frames than fit in memory: they go to their segments.
-    fn relieve_memory(&mut self) {
+    ///
+    /// A group whose files cannot be written keeps its frames in memory, as it did before the start, up to a bound.
+    fn relieve_memory(&mut self) -> Result<(), OpenError> {
         let shared = &self.shared;
-        let held = shared.unflushed.load(Ordering::Relaxed) + shared.recent.load(Ordering::Relaxed);
-        if held <= shared.options.unflushed_bytes {
-            return;
+        let held = || shared.unflushed.load(Ordering::Relaxed) + shared.recent.load(Ordering::Relaxed);
+        if held() <= shared.options.unflushed_bytes + self.stuck {
+            return Ok(());
         }
+        let mut refused = None;
         for (id, group) in &mut self.groups {
             if group.suspect.is_some() || group.failed.is_some() || group.one_slot.is_some() {
                 continue;
             }
-            if let Err(error) = group.log.flush() {
-                group.failed = Some(Damage::new(
-                    group.log.dir(),
-                    0,
-                    format!("flush group {}: {error}", id.to_hex()),
-                ));
+            match group.log.flush() {
+                Ok(_) => {}
+                Err(error) if is_damage(&error) => {
+                    let what = format!("flush group {}: {error}", id.to_hex());
+                    group.failed = Some(Damage::new(group.log.dir(), 0, what));
+                }
+                Err(error) => {
+                    tracing::warn!(group = %id.to_hex(), %error, "group cannot be flushed, its frames stay in memory");
+                    refused = Some((group.log.dir().to_owned(), error));
+                }
             }
+        }
+        self.stuck = if refused.is_some() { held() } else { 0 };
+        match refused {
+            Some((dir, error)) if self.stuck > 2 * shared.options.unflushed_bytes => {
+                Err(OpenError::io("write the files of", dir)(error))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -75,9 +75,9 @@ impl Inner {
             Err(error) => {
                 let text = error.to_string();
                 tracing::warn!(group = %group.spec().group.to_hex(), %error, "group cannot be flushed");
-                // Others must not run out of write-ahead log because of one.
-                if self.shared.wal_live_bytes() >= self.shared.options.max_wal_bytes / 2 {
-                    group.give_up(&text);
+                // Others must not run out of write-ahead log or memory because of one.
+                if self.shared.is_half_full() {
+                    group.hold_up(&error);
                 }
                 report.failed.push((group.spec().group, text));
             }

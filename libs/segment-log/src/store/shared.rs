@@ -222,6 +222,17 @@ impl Shared {
         self.wal.live_count() * self.options.wal_file_bytes
     }
 
+    /// Whether half of the write-ahead log, or of the memory for unflushed frames, is in use.
+    pub(crate) fn is_half_full(&self) -> bool {
+        self.wal_live_bytes() >= self.options.max_wal_bytes / 2
+            || self.unflushed.load(Ordering::Relaxed) >= self.options.unflushed_bytes / 2
+    }
+
+    /// An append was refused that may be tried again when there is room.
+    pub(crate) fn want_room(&self) {
+        self.room_wanted.store(true, Ordering::Relaxed);
+    }
+
     fn in_memory(&self) -> u64 {
         self.unflushed.load(Ordering::Relaxed) + self.recent.load(Ordering::Relaxed)
     }
@@ -276,7 +287,7 @@ impl Shared {
         let Some((queued_bytes, limit_bytes)) = refused else {
             return Ok(());
         };
-        self.room_wanted.store(true, Ordering::Relaxed);
+        self.want_room();
         Err(RefusedReason::WouldExceed {
             queued_bytes,
             limit_bytes,

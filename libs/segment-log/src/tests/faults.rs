@@ -1,14 +1,16 @@
 //! Disks that fail or are full.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use ptah_types::{LogIndex, Term};
 
 use super::harness::*;
 use crate::testing::{batch, batch_of, group_id, log_id, spec};
-use crate::types::{CommitOutcome, LargeOutcome, RoundLimit, VoteRecord};
-use crate::{Options, RefusedReason, SimDisk, SimFault, SimOp};
+use crate::types::{CommitOutcome, LargeOutcome, RoundLimit, VoteRecord, Work};
+use crate::{GroupLog, Options, RefusedReason, SimDisk, SimFault, SimOp, Store};
 
 fn fault(op: SimOp, path: &str, error: io::ErrorKind) -> SimFault {
     SimFault {
@@ -104,45 +106,172 @@ fn a_group_whose_segment_cannot_be_written_keeps_its_log_and_others_go_on() {
     );
 }
 
+/// Appends one frame to `group`, if it is taken.
+fn try_append(store: &Store, group: &Arc<GroupLog>, len: usize) -> Result<(), RefusedReason> {
+    let index = group.last_log_id().map_or(0, |last| last.index.0 + 1);
+    let (number, base) = (group.spec().group.get(), group.next_sequence().get());
+    let outcome = Outcome::default();
+    let taken = group.append(vec![batch_of(number, 1, index, base, 1, len)], outcome.done());
+    settle(store);
+    assert!(taken.is_err() || outcome.is_ok());
+    taken.map_err(|refused| refused.reason)
+}
+
+fn entries(group: &Arc<GroupLog>) -> u64 {
+    let end = group.last_log_id().unwrap().index.next();
+    let mut at = LogIndex(0);
+    while at < end {
+        at = group.read(at, end, 99_999).unwrap().last().unwrap().index.next();
+    }
+    at.0
+}
+
 #[test]
-fn a_group_that_can_never_be_flushed_does_not_hold_the_log_for_ever() {
+fn a_group_whose_files_cannot_be_written_for_long_loses_nothing_and_goes_on_later() {
+    for error in [io::ErrorKind::StorageFull, io::ErrorKind::Other] {
+        let disk = SimDisk::new(1);
+        let options = Options {
+            max_wal_bytes: 1 << 20,
+            ..tiny()
+        };
+        let mut store = open_with(&disk, options.clone()).unwrap();
+        store.create_group(spec(1, 64 << 10)).unwrap();
+        store.create_group(spec(2, 64 << 10)).unwrap();
+        let group = |store: &Store, number| store.group(group_id(number)).unwrap();
+        try_append(&store, &group(&store, 1), 100).unwrap();
+        disk.inject(fault(SimOp::Write, "0000000000000001/d1/m-", error));
+        // The other group goes on until the log is full: it cannot be recycled without losing the first group's frames.
+        let reason = (0..1_000).find_map(|_| {
+            store.checkpoint_round(RoundLimit::default()).unwrap();
+            try_append(&store, &group(&store, 2), 3_000).err()
+        });
+        assert!(
+            matches!(reason, Some(RefusedReason::WouldExceed { .. })),
+            "{reason:?}"
+        );
+        assert!((7..=9).contains(&store.stats().wal_files), "{:?}", store.stats());
+        let refused = try_append(&store, &group(&store, 1), 10).unwrap_err();
+        assert!(matches!(refused, RefusedReason::Unwritable { .. }), "{refused}");
+        for restart in [true, false] {
+            if restart {
+                drop(store);
+                disk.restart();
+                store = open_with(&disk, options.clone()).unwrap();
+            } else {
+                disk.clear_faults();
+            }
+            let report = store.checkpoint_round(RoundLimit::default()).unwrap();
+            assert_eq!(report.failed.len(), usize::from(restart));
+            assert_eq!(entries(&group(&store, 1)), 1);
+        }
+        let before = entries(&group(&store, 2));
+        for number in 1..=2 {
+            try_append(&store, &group(&store, number), 10).unwrap();
+        }
+        drop(store);
+        power_cycle(&disk);
+        let store = open(&disk);
+        assert_eq!(entries(&group(&store, 1)), 2);
+        assert_eq!(entries(&group(&store, 2)), before + 1);
+    }
+}
+
+#[test]
+fn a_group_that_is_held_up_goes_on_with_the_round_that_writes_it() {
+    let disk = SimDisk::new(1);
+    let options = Options {
+        unflushed_bytes: 100_000,
+        ..tiny()
+    };
+    let store = open_with(&disk, options).unwrap();
+    let rooms = Arc::new(AtomicUsize::new(0));
+    let counter = rooms.clone();
+    store.set_waker(Arc::new(move |work| {
+        counter.fetch_add(usize::from(work == Work::Room), Ordering::SeqCst);
+    }));
+    let sick = store.create_group(spec(1, 64 << 10)).unwrap();
+    let well = store.create_group(spec(2, 64 << 10)).unwrap();
+    disk.inject(fault(SimOp::Sync, "0000000000000001/d1/m-", io::ErrorKind::Other));
+    // It must not take all the memory for unflushed frames from the others.
+    let reason = (0..1_000).find_map(|_| {
+        store.checkpoint_round(RoundLimit::default()).unwrap();
+        try_append(&store, &sick, 3_000).err()
+    });
+    assert!(
+        matches!(reason, Some(RefusedReason::Unwritable { .. })),
+        "{reason:?}"
+    );
+    for _ in 0..100 {
+        try_append(&store, &well, 3_000).unwrap();
+        store.checkpoint_round(RoundLimit::default()).unwrap();
+    }
+    disk.clear_faults();
+    assert!(try_append(&store, &sick, 10).is_err());
+    let told = rooms.load(Ordering::SeqCst);
+    store.checkpoint_round(RoundLimit::default()).unwrap();
+    assert_eq!(rooms.load(Ordering::SeqCst), told + 1);
+    try_append(&store, &sick, 10).unwrap();
+}
+
+#[test]
+fn a_group_whose_segment_is_damaged_does_not_hold_the_log_for_ever() {
     let disk = SimDisk::new(1);
     let options = Options {
         max_wal_bytes: 1 << 20,
+        open_files: 1,
         ..tiny()
     };
     let store = open_with(&disk, options).unwrap();
     let sick = store.create_group(spec(1, 64 << 10)).unwrap();
     let well = store.create_group(spec(2, 64 << 10)).unwrap();
-    append_now(&store, &sick, vec![batch(1, 0, 1, 1, 100)]);
-    disk.inject(fault(
-        SimOp::Write,
-        "0000000000000001/d1/m-",
-        io::ErrorKind::Other,
-    ));
+    for group in [&sick, &well] {
+        try_append(&store, group, 100).unwrap();
+        store.checkpoint_round(RoundLimit::default()).unwrap();
+    }
+    assert!(disk.flip_bit(&files(&disk, "0000000000000001/d1/m-")[0], 3));
+    try_append(&store, &sick, 100).unwrap();
     for n in 0..1000 {
-        let outcome = Outcome::default();
-        well.append(vec![batch_of(2, 1, n, n + 1, 1, 3_000)], outcome.done())
-            .unwrap();
-        settle(&store);
+        try_append(&store, &well, 3_000).unwrap();
         if n % 10 == 0 {
             store.checkpoint_round(RoundLimit::default()).unwrap();
         }
     }
     assert!(store.stats().wal_files <= 7, "{:?}", store.stats());
-    let condition = store.groups()[0].condition.clone();
-    assert!(
-        matches!(condition, crate::GroupCondition::Damaged(_)),
-        "it is given up and says so"
-    );
-    assert!(
-        sick.append(vec![batch(1, 1, 2, 1, 10)], Outcome::default().done())
-            .is_err()
-    );
+    assert!(matches!(
+        store.groups()[0].condition,
+        crate::GroupCondition::Damaged(_)
+    ));
+    assert!(matches!(
+        try_append(&store, &sick, 10),
+        Err(RefusedReason::Failed(_))
+    ));
     drop((sick, well, store));
     power_cycle(&disk);
     let store = open(&disk);
     assert!(store.group(group_id(1)).is_none() && store.group(group_id(2)).is_some());
+}
+
+#[test]
+fn a_start_that_must_flush_and_cannot_damages_no_group() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk);
+    let group = store.create_group(spec(1, 64 << 10)).unwrap();
+    for _ in 0..40 {
+        try_append(&store, &group, 9_000).unwrap();
+    }
+    drop((group, store));
+    disk.restart();
+    let small = Options {
+        unflushed_bytes: 50_000,
+        recent_bytes: 10_000,
+        ..tiny()
+    };
+    disk.inject(fault(SimOp::Write, "/m-", io::ErrorKind::StorageFull));
+    let refused = open_with(&disk, small.clone()).unwrap_err();
+    assert!(matches!(refused, crate::OpenError::Io { .. }), "{refused}");
+    disk.clear_faults();
+    let store = open_with(&disk, small).unwrap();
+    assert_eq!(entries(&store.group(group_id(1)).unwrap()), 40);
 }
 
 #[test]
