@@ -15,8 +15,8 @@ mod replica;
 use std::time::Duration;
 
 pub use management::{
-    ConsumerGroupEnsured, CreateStation, EnsureConsumerGroup, ManagementClient, NodeDescription,
-    StationCreated,
+    ConsumerGroupEnsured, CreateStation, DeleteStation, EnsureConsumerGroup, ManagementClient,
+    NodeDescription, StationCreated,
 };
 pub use metadata::{
     Changes, Lease, ListQuery, MetadataClient, RecordList, RecordPage, StoreInfo, WatchStream,

@@ -1,7 +1,7 @@
 //! Why the control plane refuses.
 
 use ptah_rpc::RpcError;
-use ptah_types::{Boundary, Denied, ErrorKind, NodeId};
+use ptah_types::{Boundary, Denied, ErrorKind, NodeId, StationId};
 
 use crate::placement::PlacementError;
 
@@ -85,6 +85,16 @@ pub enum ControlError {
         /// What that one is.
         other_kind: &'static str,
     },
+    /// Another station has the name of the one that was to be deleted.
+    #[error(
+        "station `{station}` with id {deleted} is deleted, and another one of that name was made since, which stays; delete again if that one is to go"
+    )]
+    MadeAnew {
+        /// Name.
+        station: String,
+        /// The one that is gone.
+        deleted: StationId,
+    },
     /// Replicas cannot be placed.
     #[error("station `{station}`: {source}")]
     Placement {
@@ -142,6 +152,7 @@ impl Boundary for ControlError {
             Self::StationDiffers { .. } | Self::NameTaken { .. } | Self::NodeTaken { .. } => {
                 ErrorKind::AlreadyExists
             }
+            Self::MadeAnew { .. } => ErrorKind::Conflict,
             Self::Placement { source, .. } => source.kind(),
             Self::Incompatible { .. } => ErrorKind::Incompatible,
         }

@@ -189,6 +189,8 @@ pub(crate) mod tests {
             replicas,
             placement_epoch: 1,
             placement_revision: revision,
+            refuses_messages: false,
+            disk_needed_bytes: 0,
         }
     }
 

@@ -199,6 +199,7 @@ impl Base {
         let control = Control::new(
             self.channels.clone(),
             addresses,
+            config.metadata_address.clone(),
             Arc::clone(&self.ports.random),
             catalog.clone(),
         );

@@ -1,9 +1,13 @@
 //! How the cluster is: what the control plane knows of nodes, joined with who leads what.
 
+pub mod health;
+
 use std::collections::BTreeMap;
 
-use ptah_rpc::clients::{NodeDescription, ReplicaState};
+use ptah_rpc::clients::{NodeDescription, NodeReport, ReplicaReport};
 use ptah_types::{Action, NodeId, Principal, RaftGroupId, authorize};
+
+use self::health::ReplicaHealth;
 
 use crate::catalog::Catalog;
 use crate::control::Control;
@@ -34,20 +38,27 @@ pub struct NodeStatus {
     pub address: String,
     /// It reported in time, or its leader table is being received when the control plane is not there to ask.
     pub alive: bool,
-    /// Software version.
+    /// Software version; empty when not known.
     pub version: String,
     /// Replicas that it holds.
     pub replicas: u32,
     /// Partitions that it leads.
     pub leaders: u32,
-    /// Free bytes on its disk.
-    pub disk_free_bytes: u64,
-    /// Size of its disk.
-    pub disk_total_bytes: u64,
-    /// Milliseconds since its last report.
+    /// Its disk, when it is known.
+    pub disk: Option<DiskStatus>,
+    /// Milliseconds since its last report; 0 when it is not known to have reported.
     pub last_seen_ms_ago: u64,
-    /// What is wrong with its replicas.
+    /// What is wrong with its disk and its replicas.
     pub troubles: Vec<String>,
+}
+
+/// The data disk of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskStatus {
+    /// Free bytes.
+    pub free_bytes: u64,
+    /// Size in bytes.
+    pub total_bytes: u64,
 }
 
 /// How the cluster is.
@@ -78,21 +89,32 @@ impl Cluster {
             ..ClusterStatus::default()
         };
         let leaders = self.routing.leaders_per_node();
-        let healthy = match self.control.describe_nodes(&principal.user).await {
+        let described = self.control.describe_nodes(&principal.user).await;
+        if let Some(outage) = self.control.metadata_outage() {
+            status.troubles.push(format!(
+                "{outage}; stations, consumer groups and users cannot be changed until it does, messages go on"
+            ));
+        }
+        let health = match described {
             Ok(nodes) => {
-                let healthy = healthy_replicas(&nodes);
-                status.nodes = nodes.into_iter().map(|node| reported(node, &leaders)).collect();
-                Some(healthy)
+                let health = ReplicaHealth::of_reports(&nodes);
+                let names = self.partition_names();
+                status.nodes = nodes
+                    .into_iter()
+                    .map(|node| reported(node, &leaders, &names))
+                    .collect();
+                health
             }
             Err(error) => {
                 status.troubles.push(format!(
-                    "the control plane does not answer ({error}); nodes and replicas are shown as this gateway knows them"
+                    "the control plane does not answer: {}; nodes and replicas are shown as this gateway knows them",
+                    self.control.who_should_decide(&error)
                 ));
                 status.nodes = self.known_nodes(&leaders);
-                None
+                ReplicaHealth::of_connections(self.routing.connected())
             }
         };
-        self.count_partitions(&mut status, healthy.as_ref());
+        self.count_partitions(&mut status, &health);
         for node in status.nodes.iter().filter(|node| !node.alive) {
             status
                 .troubles
@@ -101,7 +123,23 @@ impl Cluster {
         Ok(status)
     }
 
-    fn count_partitions(&self, status: &mut ClusterStatus, healthy: Option<&BTreeMap<RaftGroupId, usize>>) {
+    /// What people call the partition of each group.
+    fn partition_names(&self) -> BTreeMap<RaftGroupId, String> {
+        self.catalog.with(|view| {
+            let named = view.placements().filter_map(|placement| {
+                let station = view.station_by_id(placement.partition.station)?;
+                let name = format!(
+                    "partition {} of station `{}`",
+                    placement.partition.partition.get(),
+                    station.record.name
+                );
+                Some((placement.group, name))
+            });
+            named.collect()
+        })
+    }
+
+    fn count_partitions(&self, status: &mut ClusterStatus, health: &ReplicaHealth) {
         let placements: Vec<_> = self.catalog.with(|view| {
             status.stations = view.station_count() as u64;
             view.placements().cloned().collect()
@@ -111,8 +149,9 @@ impl Cluster {
             if self.routing.route(placement.group).leader.is_none() {
                 status.without_leader += 1;
             }
-            let well = healthy.map(|healthy| healthy.get(&placement.group).copied().unwrap_or(0));
-            if well.is_some_and(|well| well < placement.replicas.len()) {
+            let nodes: Vec<_> = placement.replicas.iter().map(|replica| replica.node).collect();
+            let well = health.of_partition(placement.group, &nodes).healthy;
+            if well.is_some_and(|well| (well as usize) < nodes.len()) {
                 status.under_replicated += 1;
             }
         }
@@ -144,8 +183,7 @@ impl Cluster {
                 version: String::new(),
                 replicas: replicas.get(&node.node).copied().unwrap_or(0),
                 leaders: leaders.get(&node.node).copied().unwrap_or(0),
-                disk_free_bytes: 0,
-                disk_total_bytes: 0,
+                disk: None,
                 last_seen_ms_ago: 0,
                 troubles: Vec::new(),
             };
@@ -154,26 +192,11 @@ impl Cluster {
     }
 }
 
-/// Replicas per group that are open on a node that is alive.
-fn healthy_replicas(nodes: &[NodeDescription]) -> BTreeMap<RaftGroupId, usize> {
-    let mut healthy = BTreeMap::new();
-    for report in nodes
-        .iter()
-        .filter(|node| node.alive)
-        .filter_map(|node| node.report.as_ref())
-    {
-        for replica in report
-            .replicas
-            .iter()
-            .filter(|replica| replica.state == ReplicaState::Open)
-        {
-            *healthy.entry(replica.group).or_default() += 1;
-        }
-    }
-    healthy
-}
-
-fn reported(node: NodeDescription, leaders: &BTreeMap<NodeId, u32>) -> NodeStatus {
+fn reported(
+    node: NodeDescription,
+    leaders: &BTreeMap<NodeId, u32>,
+    names: &BTreeMap<RaftGroupId, String>,
+) -> NodeStatus {
     let mut status = NodeStatus {
         leaders: leaders.get(&node.node).copied().unwrap_or(0),
         node: node.node,
@@ -182,23 +205,50 @@ fn reported(node: NodeDescription, leaders: &BTreeMap<NodeId, u32>) -> NodeStatu
         alive: node.alive,
         version: String::new(),
         replicas: 0,
-        disk_free_bytes: 0,
-        disk_total_bytes: 0,
+        disk: None,
         last_seen_ms_ago: u64::try_from(node.last_seen_ago.as_millis()).unwrap_or(u64::MAX),
         troubles: Vec::new(),
     };
     if let Some(report) = node.report {
-        status.version = report.version;
         status.replicas = u32::try_from(report.replicas.len()).unwrap_or(u32::MAX);
-        status.disk_free_bytes = report.disk_free_bytes;
-        status.disk_total_bytes = report.disk_total_bytes;
-        let in_trouble = report
+        // A node that has just started has not looked at its disk yet.
+        status.disk = (report.disk_total_bytes > 0).then_some(DiskStatus {
+            free_bytes: report.disk_free_bytes,
+            total_bytes: report.disk_total_bytes,
+        });
+        let of_replicas = report
             .replicas
             .iter()
-            .filter(|replica| !replica.trouble.is_empty());
-        status.troubles = in_trouble
-            .map(|replica| format!("replica of group {}: {}", replica.group, replica.trouble))
-            .collect();
+            .filter_map(|replica| trouble_of(replica, names));
+        status.troubles = full_disk(&report).into_iter().chain(of_replicas).collect();
+        status.version = report.version;
     }
     status
+}
+
+fn full_disk(report: &NodeReport) -> Option<String> {
+    report.refuses_messages.then(|| {
+        format!(
+            "refuses messages: {} free of {} on its data disk, needs {} (`disk.*`); add room or delete stations",
+            mebibytes(report.disk_free_bytes),
+            mebibytes(report.disk_total_bytes),
+            mebibytes(report.disk_needed_bytes)
+        )
+    })
+}
+
+fn trouble_of(replica: &ReplicaReport, names: &BTreeMap<RaftGroupId, String>) -> Option<String> {
+    if replica.trouble.is_empty() {
+        return None;
+    }
+    let name = names
+        .get(&replica.group)
+        .map_or("a partition that no station has", String::as_str);
+    let group = replica.group.to_hex();
+    Some(format!("replica of {name}: {} (group {group})", replica.trouble))
+}
+
+/// Bytes for people: in MiB, of which even small disks have hundreds.
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ptah_rpc::clients::{CreateStation, EnsureConsumerGroup, NodeDescription, StationCreated};
+use ptah_rpc::clients::{CreateStation, DeleteStation, EnsureConsumerGroup, NodeDescription, StationCreated};
 use ptah_rpc::records::ConsumerGroupConfig;
 use ptah_rpc::{Channels, ManagementClient, RetryPolicy, RpcError, retry};
 use ptah_service::Random;
-use ptah_types::{ConsumerGroupId, ErrorKind, Principal, StationName, TenantName, UserName};
+use ptah_types::{ConsumerGroupId, ErrorKind, Principal, UserName};
 
 use crate::catalog::Catalog;
 use crate::consume::GroupRequest;
@@ -22,6 +22,15 @@ const SHOW_LIMIT: Duration = Duration::from_secs(2);
 /// One process that says nothing is given up after this time.
 const TRY_LIMIT: Duration = Duration::from_secs(3);
 
+/// Whether a call may be made again when the answer to the first one was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    /// It names what it wants, so that twice is the same as once.
+    Harmless,
+    /// Only when it is known that nothing happened.
+    OnlyIfNothingHappened,
+}
+
 /// Cheap handle on the control plane.
 #[derive(Clone)]
 pub struct Control {
@@ -31,6 +40,7 @@ pub struct Control {
 struct Inner {
     channels: Channels,
     addresses: Vec<String>,
+    metadata_address: String,
     /// Address that answered last.
     preferred: AtomicUsize,
     random: Arc<dyn Random>,
@@ -38,16 +48,18 @@ struct Inner {
 }
 
 impl Control {
-    /// A control plane behind these addresses.
+    /// A control plane behind these addresses, which records what it decides at `metadata_address`.
     pub fn new(
         channels: Channels,
         addresses: Vec<String>,
+        metadata_address: String,
         random: Arc<dyn Random>,
         catalog: Catalog,
     ) -> Self {
         let inner = Inner {
             channels,
             addresses,
+            metadata_address,
             preferred: AtomicUsize::new(0),
             random,
             catalog,
@@ -63,32 +75,79 @@ impl Control {
         station: &CreateStation,
         limit: Duration,
     ) -> Result<StationCreated, RpcError> {
-        self.call(
-            limit,
-            |client| async move { client.create_station(station).await },
-        )
+        self.call(limit, Repeat::Harmless, |client| async move {
+            client.create_station(station).await
+        })
         .await
     }
 
-    /// Deletes a station; the answer is the revision at which that is recorded.
-    pub async fn delete_station(
-        &self,
-        principal: &UserName,
-        tenant: &TenantName,
-        name: &StationName,
-    ) -> Result<u64, RpcError> {
-        self.call(LIMIT, |client| async move {
-            client.delete_station(principal, tenant, name).await
+    /// Deletes a station; the answer is the revision at which that is recorded, or a later one.
+    pub async fn delete_station(&self, station: &DeleteStation) -> Result<u64, RpcError> {
+        // Without an id a second try could hit what was made under the name since.
+        let repeat = match station.id {
+            Some(_) => Repeat::Harmless,
+            None => Repeat::OnlyIfNothingHappened,
+        };
+        self.call(LIMIT, repeat, |client| async move {
+            client.delete_station(station).await
         })
         .await
     }
 
     /// What the control plane knows of the nodes.
     pub async fn describe_nodes(&self, principal: &UserName) -> Result<Vec<NodeDescription>, RpcError> {
-        self.call(SHOW_LIMIT, |client| async move {
+        self.call(SHOW_LIMIT, Repeat::Harmless, |client| async move {
             client.describe_nodes(principal).await
         })
         .await
+    }
+
+    /// The failure of a call as its caller reads it: what is not done, who does not answer, and what to do. Refusals of
+    /// the control plane name the thing themselves.
+    pub fn explain(&self, what: &str, error: RpcError) -> GatewayError {
+        let consequence = match error.kind {
+            ErrorKind::Unavailable | ErrorKind::Exhausted | ErrorKind::NotLeader => {
+                "nothing happened, existing stations go on; try again"
+            }
+            ErrorKind::OutcomeUnknown | ErrorKind::DeadlineExceeded => {
+                "it may have happened all the same; look, or try again"
+            }
+            _ => return error.into(),
+        };
+        let why = self.why_not(&error);
+        let message = format!("{what}: {why}; {consequence}");
+        GatewayError::from(RpcError { message, ..error })
+    }
+
+    /// Who does not answer.
+    pub fn why_not(&self, error: &RpcError) -> String {
+        if error.kind == ErrorKind::Exhausted {
+            return error.message.clone();
+        }
+        if let Some(outage) = self.metadata_outage() {
+            return outage;
+        }
+        self.who_should_decide(error)
+    }
+
+    /// Which control planes were asked, and what was heard of the last one.
+    pub fn who_should_decide(&self, error: &RpcError) -> String {
+        let addresses: Vec<_> = self
+            .inner
+            .addresses
+            .iter()
+            .map(|address| format!("`{address}`"))
+            .collect();
+        format!("no control plane at {} decides ({error})", addresses.join(", "))
+    }
+
+    /// That the metadata service does not answer, if it does not.
+    pub fn metadata_outage(&self) -> Option<String> {
+        let why = self.inner.catalog.outage()?;
+        let address = &self.inner.metadata_address;
+        Some(format!(
+            "the metadata service at `{address}` does not answer ({why})"
+        ))
     }
 
     /// Makes a consumer group, or finds it. It is in the catalog afterwards.
@@ -106,10 +165,17 @@ impl Control {
         };
         let wanted = &wanted;
         let ensured = self
-            .call(LIMIT, |client| async move {
+            .call(LIMIT, Repeat::Harmless, |client| async move {
                 client.ensure_consumer_group(wanted).await
             })
-            .await?;
+            .await
+            .map_err(|error| {
+                let (group, station) = (&wanted.group, &wanted.station);
+                self.explain(
+                    &format!("consumer group `{group}` of station `{station}` is not made"),
+                    error,
+                )
+            })?;
         // The group is recorded; that this gateway's copy is late does not matter to the caller.
         let _in_time = self
             .inner
@@ -119,8 +185,13 @@ impl Control {
         Ok((ensured.id, ensured.config))
     }
 
-    /// Tries the processes in turn. Management calls name what they want, so doing one twice is the same as once.
-    async fn call<T, F>(&self, limit: Duration, call: impl Fn(ManagementClient) -> F) -> Result<T, RpcError>
+    /// Tries the processes in turn.
+    async fn call<T, F>(
+        &self,
+        limit: Duration,
+        repeat: Repeat,
+        call: impl Fn(ManagementClient) -> F,
+    ) -> Result<T, RpcError>
     where
         F: Future<Output = Result<T, RpcError>>,
     {
@@ -128,7 +199,7 @@ impl Control {
         let policy = RetryPolicy {
             attempts: 4 + 2 * u32::try_from(inner.addresses.len()).unwrap_or(8),
             deadline: limit,
-            idempotent: true,
+            idempotent: repeat == Repeat::Harmless,
             ..RetryPolicy::default()
         };
         retry(&policy, &*inner.random, |attempt| {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use ptah_rpc::clients::CreateStation;
+use ptah_rpc::clients::{CreateStation, DeleteStation};
 use ptah_types::limits::{MAX_MESSAGE_BYTES, MAX_PARTITIONS};
 use ptah_types::{
     Action, ErrorKind, NodeId, Principal, RaftGroupId, ReplicaCount, StationKind, StationName, Storage,
@@ -14,6 +14,7 @@ use ptah_types::{
 use tokio::time::{Instant, timeout};
 
 use crate::catalog::{Catalog, Station};
+use crate::cluster::health::{PartitionHealth, ReplicaHealth};
 use crate::control::{Control, LIMIT};
 use crate::error::GatewayError;
 use crate::leaders::{Leaders, PartitionState};
@@ -70,6 +71,10 @@ pub struct PartitionStatus {
     pub replicas: Vec<NodeId>,
     /// Sequences, if the leader answered.
     pub state: Option<PartitionState>,
+    /// Replicas that are open on a node that is alive; `None` when nobody tells.
+    pub healthy: Option<u32>,
+    /// Replicas that there should be.
+    pub wanted: u32,
     /// What is wrong; empty when nothing is.
     pub trouble: String,
 }
@@ -151,7 +156,10 @@ impl Stations {
         {
             Ok(made) => made,
             // Programs make their stations at every start; what exists is found without the control plane.
-            Err(error) if error.kind.is_retryable() => return self.existing(&wanted, error.into()),
+            Err(error) if error.kind.is_retryable() => {
+                let what = format!("station `{}` is not made", wanted.name);
+                return self.existing(&wanted, self.control.explain(&what, error));
+            }
             Err(error) => return Err(error.into()),
         };
         let in_time = self.catalog.wait_for_revision(made.revision, CATALOG_LIMIT).await;
@@ -251,7 +259,19 @@ impl Stations {
         name: &StationName,
     ) -> Result<(), GatewayError> {
         authorize(principal, Action::DeleteStation, Some(name))?;
-        let revision = self.control.delete_station(&principal.user, tenant, name).await?;
+        // Which station is meant is found out once, so that a second try after a lost answer cannot hit another one.
+        let known = self.catalog.station_soon(tenant, name).await.ok();
+        let request = DeleteStation {
+            principal: principal.user.clone(),
+            tenant: tenant.clone(),
+            name: name.clone(),
+            id: known.map(|station| station.record.id),
+        };
+        let deleted = self.control.delete_station(&request).await;
+        let revision = deleted.map_err(|error| {
+            self.control
+                .explain(&format!("station `{name}` is not deleted"), error)
+        })?;
         // It is deleted; that this gateway's copy is late does not matter to the caller.
         let _in_time = self.catalog.wait_for_revision(revision, CATALOG_LIMIT).await;
         Ok(())
@@ -270,10 +290,19 @@ impl Stations {
             .all_partitions()
             .map(|number| self.placed(&station, number))
             .collect();
-        let states = self.ask_leaders(&partitions).await;
+        let (states, health) = tokio::join!(self.ask_leaders(&partitions), self.ask_health(principal));
         for (group, status) in &mut partitions {
             status.state = group.and_then(|group| states.get(&group).copied());
-            status.trouble = trouble(*group, status);
+            let of_replicas = match group {
+                Some(group) => health.of_partition(*group, &status.replicas),
+                None => PartitionHealth::default(),
+            };
+            status.healthy = of_replicas.healthy;
+            let troubles: Vec<_> = trouble(*group, status)
+                .into_iter()
+                .chain(of_replicas.trouble)
+                .collect();
+            status.trouble = troubles.join("; ");
         }
         Ok((
             station,
@@ -297,9 +326,23 @@ impl Stations {
                 .map(|p| p.replicas.iter().map(|r| r.node).collect())
                 .unwrap_or_default(),
             state: None,
+            healthy: None,
+            wanted: u32::try_from(station.record.replicas.get()).unwrap_or(u32::MAX),
             trouble: String::new(),
         };
         (group, status)
+    }
+
+    /// How the nodes are. Who may not ask for them, or while no control plane answers, gets what this gateway sees.
+    async fn ask_health(&self, principal: &Principal) -> ReplicaHealth {
+        let connected = self.leaders.routing.connected();
+        if authorize(principal, Action::DescribeCluster, None).is_err() {
+            return ReplicaHealth::of_connections(connected);
+        }
+        match self.control.describe_nodes(&principal.user).await {
+            Ok(nodes) => ReplicaHealth::of_reports(&nodes),
+            Err(_) => ReplicaHealth::of_connections(connected),
+        }
     }
 
     /// Asks every node once for all partitions that it leads.
@@ -376,11 +419,11 @@ fn deleted_meanwhile(name: &StationName) -> GatewayError {
     )
 }
 
-fn trouble(group: Option<RaftGroupId>, status: &PartitionStatus) -> String {
+fn trouble(group: Option<RaftGroupId>, status: &PartitionStatus) -> Option<String> {
     match (group, status.leader, status.state) {
-        (None, _, _) => "the partition is not placed yet".to_owned(),
-        (_, None, _) => "no leader is known".to_owned(),
-        (_, Some(leader), None) => format!("its leader, node {leader}, did not answer"),
-        (_, _, Some(_)) => String::new(),
+        (None, _, _) => Some("the partition is not placed yet".to_owned()),
+        (_, None, _) => Some("no leader is known".to_owned()),
+        (_, Some(leader), None) => Some(format!("its leader, node {leader}, did not answer")),
+        (_, _, Some(_)) => None,
     }
 }

@@ -331,6 +331,8 @@ fn report_of(node: &Node, keeper: &PlacementKeeper, registration: &NodeRegistrat
         replicas,
         placement_epoch: view.fence.epoch,
         placement_revision: view.fence.revision,
+        refuses_messages: node.shared.disk.is_full(),
+        disk_needed_bytes: node.shared.disk.needed_bytes(),
     }
 }
 

@@ -19,6 +19,7 @@ struct Guard {
     full: AtomicBool,
     total_bytes: AtomicU64,
     free_bytes: AtomicU64,
+    needed_bytes: AtomicU64,
 }
 
 /// A change of the guard.
@@ -40,6 +41,7 @@ impl DiskGuard {
             full: AtomicBool::new(false),
             total_bytes: AtomicU64::new(0),
             free_bytes: AtomicU64::new(0),
+            needed_bytes: AtomicU64::new(0),
         }))
     }
 
@@ -56,18 +58,21 @@ impl DiskGuard {
         )
     }
 
+    /// Bytes that must be free for messages to be taken, as of the last look; more while they are refused.
+    pub(crate) fn needed_bytes(&self) -> u64 {
+        self.0.needed_bytes.load(Ordering::Relaxed)
+    }
+
     /// Takes a look at the disk.
     pub(crate) fn observe(&self, total_bytes: u64, free_bytes: u64) -> DiskChange {
         self.0.total_bytes.store(total_bytes, Ordering::Relaxed);
         self.0.free_bytes.store(free_bytes, Ordering::Relaxed);
-        let needed = self.0.config.needed_bytes(total_bytes);
+        let least = self.0.config.needed_bytes(total_bytes);
+        let to_recover = least.saturating_add(total_bytes / RECOVERY_PART);
         let was_full = self.is_full();
-        let needed = if was_full {
-            needed.saturating_add(total_bytes / RECOVERY_PART)
-        } else {
-            needed
-        };
-        let full = free_bytes < needed;
+        let full = free_bytes < if was_full { to_recover } else { least };
+        let needed = if full { to_recover } else { least };
+        self.0.needed_bytes.store(needed, Ordering::Relaxed);
         self.0.full.store(full, Ordering::Relaxed);
         match (was_full, full) {
             (false, true) => DiskChange::Full,
@@ -103,8 +108,10 @@ mod tests {
         assert_eq!(guard.observe(1_000, 100), DiskChange::None);
         assert_eq!(guard.observe(1_000, 99), DiskChange::Full);
         assert!(guard.is_full());
+        assert_eq!(guard.needed_bytes(), 120);
         assert_eq!(guard.observe(1_000, 110), DiskChange::None);
         assert_eq!(guard.observe(1_000, 120), DiskChange::Recovered);
+        assert_eq!(guard.needed_bytes(), 100);
     }
 
     #[test]

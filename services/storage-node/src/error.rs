@@ -85,6 +85,14 @@ pub(crate) enum PartitionError {
         /// Earliest useful retry.
         retry_after: Duration,
     },
+    /// The data disk has no room for further messages.
+    #[error(
+        "the data disk of node {node} is nearly full, it takes no messages; add room or delete stations, then retry"
+    )]
+    DiskFull {
+        /// The node.
+        node: NodeId,
+    },
     /// A part of this node is not able to answer now. Nothing happened.
     #[error("{0}; retry")]
     Unavailable(Cow<'static, str>),
@@ -113,6 +121,9 @@ pub(crate) enum PartitionError {
     TooManyGroups(String),
 }
 
+/// A disk does not get room sooner.
+const DISK_PATIENCE: Duration = Duration::from_secs(1);
+
 impl PartitionError {
     /// Number that the partition expects next of the session, when that is the reason.
     pub(crate) fn expected_number(&self) -> Option<u64> {
@@ -135,7 +146,7 @@ impl Boundary for PartitionError {
             }
             Self::StaleGeneration { .. } | Self::Conflict(_) => ErrorKind::Conflict,
             Self::TooLarge { .. } => ErrorKind::TooLarge,
-            Self::Exhausted { .. } | Self::TooManyGroups(_) => ErrorKind::Exhausted,
+            Self::Exhausted { .. } | Self::DiskFull { .. } | Self::TooManyGroups(_) => ErrorKind::Exhausted,
             Self::Unavailable(_) => ErrorKind::Unavailable,
             Self::Append(refusal) => refusal.kind(),
             Self::Damaged { .. } => ErrorKind::DataDamaged,
@@ -151,6 +162,7 @@ impl From<PartitionError> for RpcError {
                 leader: Some(hint), ..
             } => rpc.with_leader(hint.node, hint.address),
             PartitionError::Exhausted { retry_after, .. } => rpc.with_retry_after(retry_after),
+            PartitionError::DiskFull { .. } => rpc.with_retry_after(DISK_PATIENCE),
             _ => rpc,
         }
     }

@@ -22,7 +22,12 @@ pub(crate) fn status(node: &Node, keeper: &PlacementKeeper) -> Value {
     let set_aside: Vec<_> = led.iter().flat_map(|leader| set_aside(leader)).collect();
     json!({
         "placement": { "epoch": view.fence.epoch, "revision": view.fence.revision, "troubles": troubles },
-        "disk": { "total_bytes": total_bytes, "free_bytes": free_bytes, "refuses_messages": node.shared.disk.is_full() },
+        "disk": {
+            "total_bytes": total_bytes,
+            "free_bytes": free_bytes,
+            "needed_bytes": node.shared.disk.needed_bytes(),
+            "refuses_messages": node.shared.disk.is_full(),
+        },
         "append_bytes_held": node.append_budget.held_bytes(),
         "partitions_led": led.len(),
         "set_aside": set_aside,

@@ -53,6 +53,20 @@ pub struct StationCreated {
     pub created: bool,
 }
 
+/// A station to delete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeleteStation {
+    /// Caller.
+    pub principal: UserName,
+    /// Name space.
+    pub tenant: TenantName,
+    /// Name.
+    pub name: StationName,
+    /// Which station of that name is meant. With it doing it twice is the same as once; `None` means whichever has the
+    /// name at that moment.
+    pub id: Option<StationId>,
+}
+
 /// A consumer group to make or find.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EnsureConsumerGroup {
@@ -128,19 +142,10 @@ impl ManagementClient {
         Ok(StationCreated::try_from(made)?)
     }
 
-    /// Deletes a station; the answer is the revision at which that is recorded.
-    pub async fn delete_station(
-        &self,
-        principal: &UserName,
-        tenant: &TenantName,
-        name: &StationName,
-    ) -> Result<u64, RpcError> {
+    /// Deletes a station; the answer is the revision at which that is recorded, or a later one.
+    pub async fn delete_station(&self, station: &DeleteStation) -> Result<u64, RpcError> {
         let mut client = self.inner.clone();
-        let request = pb::DeleteStationRequest {
-            principal: principal.to_string(),
-            tenant: tenant.to_string(),
-            name: name.display().to_owned(),
-        };
+        let request = pb::DeleteStationRequest::from(station);
         let deleted = call(self.deadline, CallEffect::Write, request, |r| {
             client.delete_station(r)
         })
@@ -204,6 +209,29 @@ impl TryFrom<pb::CreateStationRequest> for CreateStation {
             replicas: ReplicaCount::new(request.replicas)?,
             storage: storage(request.storage)?,
             max_message_bytes: request.max_message_bytes,
+        })
+    }
+}
+
+impl From<&DeleteStation> for pb::DeleteStationRequest {
+    fn from(station: &DeleteStation) -> Self {
+        Self {
+            principal: station.principal.to_string(),
+            tenant: station.tenant.to_string(),
+            name: station.name.display().to_owned(),
+            station_id: station.id.map_or(0, StationId::get),
+        }
+    }
+}
+
+impl TryFrom<pb::DeleteStationRequest> for DeleteStation {
+    type Error = ConversionError;
+    fn try_from(request: pb::DeleteStationRequest) -> Result<Self, ConversionError> {
+        Ok(Self {
+            principal: request.principal.parse()?,
+            tenant: request.tenant.parse()?,
+            name: request.name.parse()?,
+            id: StationId::new(request.station_id).ok(),
         })
     }
 }

@@ -109,6 +109,10 @@ pub struct NodeReport {
     pub placement_epoch: u64,
     /// Newest placement instruction that it carried out: revision.
     pub placement_revision: u64,
+    /// Whether it takes no new messages because its data disk is nearly full.
+    pub refuses_messages: bool,
+    /// Bytes that must be free on the data disk for new messages to be taken; 0 before the first look.
+    pub disk_needed_bytes: u64,
 }
 
 impl NodeClient {
@@ -309,6 +313,8 @@ impl From<&NodeReport> for pb::NodeReport {
             replicas: report.replicas.iter().map(Into::into).collect(),
             placement_epoch: report.placement_epoch,
             placement_revision: report.placement_revision,
+            refuses_messages: report.refuses_messages,
+            disk_needed_bytes: report.disk_needed_bytes,
         }
     }
 }
@@ -326,6 +332,8 @@ impl TryFrom<pb::NodeReport> for NodeReport {
             replicas: replicas.collect::<Result<_, _>>()?,
             placement_epoch: report.placement_epoch,
             placement_revision: report.placement_revision,
+            refuses_messages: report.refuses_messages,
+            disk_needed_bytes: report.disk_needed_bytes,
         })
     }
 }

@@ -67,6 +67,8 @@ fn report() -> NodeReport {
         replicas: vec![open, damaged],
         placement_epoch: 7,
         placement_revision: 8,
+        refuses_messages: true,
+        disk_needed_bytes: 9,
     }
 }
 

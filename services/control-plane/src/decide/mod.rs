@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use ptah_rpc::MetadataClient;
 use ptah_rpc::clients::{
-    ConsumerGroupEnsured, CreateStation, EnsureConsumerGroup, NodeRegistration, Registered, StationCreated,
+    ConsumerGroupEnsured, CreateStation, DeleteStation, EnsureConsumerGroup, NodeRegistration, Registered,
+    StationCreated,
 };
 use ptah_rpc::records::{Commit, Precondition, RecordKey, RecordValue, Write};
 use ptah_service::{Component, Ports, Stopping};
@@ -54,17 +55,6 @@ enum Job {
     DeleteStation(DeleteStation, Answer<u64>),
     EnsureConsumerGroup(EnsureConsumerGroup, Answer<ConsumerGroupEnsured>),
     Register(NodeRegistration, Answer<Registered>),
-}
-
-/// A station to delete.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct DeleteStation {
-    /// Caller.
-    pub principal: UserName,
-    /// Name space.
-    pub tenant: TenantName,
-    /// Name.
-    pub name: StationName,
 }
 
 /// What a look at the view leads to.

@@ -1,6 +1,6 @@
 //! Stations: made with their placements in one write, deleted with everything that belongs to them.
 
-use ptah_rpc::clients::{CreateStation, StationCreated};
+use ptah_rpc::clients::{CreateStation, DeleteStation, StationCreated};
 use ptah_rpc::records::{
     Counter, CounterRecord, PlacementRecord, RecordKey, RecordKind, RecordValue, ReplicaPlacement,
     StationRecord,
@@ -10,7 +10,7 @@ use ptah_types::{
     Action, NodeId, PartitionKey, PartitionNumber, RaftGroupId, ReplicaId, StationId, StationKind, Timestamp,
 };
 
-use super::{Change, Decider, DeleteStation, Step, permit};
+use super::{Change, Decider, Step, permit};
 use crate::error::ControlError;
 use crate::placement::{NodeLoad, place};
 use crate::view::View;
@@ -262,6 +262,11 @@ pub(super) fn delete(view: &View, request: &DeleteStation) -> Result<Step<u64>, 
         Some(&request.name),
     )?;
     let station = view.station(&request.tenant, &request.name);
+    if let Some(wanted) = request.id
+        && station.is_none_or(|station| station.value.id != wanted)
+    {
+        return gone_already(view, request, wanted);
+    }
     let station = station.ok_or_else(|| ControlError::StationNotFound(request.name.display().to_owned()))?;
     let mut change = Change::new(|revision| revision);
     change.delete(
@@ -275,4 +280,16 @@ pub(super) fn delete(view: &View, request: &DeleteStation) -> Result<Step<u64>, 
         }
     }
     Ok(Step::Commit(change))
+}
+
+/// The station that is meant does not have its name any more: somebody deleted it, perhaps an earlier try of this call.
+/// What was made under its name since stays.
+fn gone_already(view: &View, request: &DeleteStation, wanted: StationId) -> Result<Step<u64>, ControlError> {
+    if view.station(&request.tenant, &request.name).is_some() {
+        return Err(ControlError::MadeAnew {
+            station: request.name.display().to_owned(),
+            deleted: wanted,
+        });
+    }
+    Ok(Step::Done(view.revision()))
 }

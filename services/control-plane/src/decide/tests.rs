@@ -423,6 +423,7 @@ fn deleting_a_station_takes_everything_of_it() {
         principal: "root".parse().unwrap(),
         tenant: tenant(),
         name: "Orders".parse().unwrap(),
+        id: None,
     };
     let step = change(station::delete(&view, &wanted));
     let kinds: Vec<RecordKind> = step.writes.iter().map(|write| write.key.kind).collect();
@@ -445,6 +446,31 @@ fn deleting_a_station_takes_everything_of_it() {
         refused(station::delete(&view, &nothing)).kind(),
         ErrorKind::NotFound
     );
+}
+
+#[test]
+fn deleting_one_certain_station_may_be_repeated_and_never_hits_its_successor() {
+    let first = after(cluster(), &change(create(&cluster(), &request("orders"), 3)));
+    let id = first
+        .station(&tenant(), &"orders".parse().unwrap())
+        .unwrap()
+        .value
+        .id;
+    let wanted = DeleteStation {
+        principal: "root".parse().unwrap(),
+        tenant: tenant(),
+        name: "orders".parse().unwrap(),
+        id: Some(id),
+    };
+    let gone = after(first.clone(), &change(station::delete(&first, &wanted)));
+    match station::delete(&gone, &wanted) {
+        Ok(Step::Done(revision)) => assert_eq!(revision, gone.revision()),
+        _ => panic!("what is gone counts as deleted"),
+    }
+    let successor = after(gone.clone(), &change(create(&gone, &request("orders"), 3)));
+    let error = refused(station::delete(&successor, &wanted));
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(error.to_string().contains("another one of that name"), "{error}");
 }
 
 fn registration(number: u64, disk: &str) -> NodeRegistration {

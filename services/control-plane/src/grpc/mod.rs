@@ -3,12 +3,12 @@
 use ptah_proto::control::v1 as pb;
 use ptah_proto::control::v1::management_service_server::ManagementService;
 use ptah_proto::control::v1::node_service_server::NodeService;
-use ptah_rpc::clients::{CreateStation, EnsureConsumerGroup, NodeRegistration, NodeReport};
+use ptah_rpc::clients::{CreateStation, DeleteStation, EnsureConsumerGroup, NodeRegistration, NodeReport};
 use ptah_rpc::{ConversionError, to_status};
 use tonic::{Request, Response, Status};
 
 use crate::cluster::Cluster;
-use crate::decide::{Decisions, DeleteStation};
+use crate::decide::Decisions;
 use crate::error::ControlError;
 
 pub(crate) use ptah_proto::control::v1::management_service_server::ManagementServiceServer;
@@ -40,7 +40,7 @@ impl ManagementService for Handlers {
         &self,
         request: Request<pb::DeleteStationRequest>,
     ) -> Result<Response<pb::DeleteStationResponse>, Status> {
-        let request = delete_station(request.into_inner())?;
+        let request = DeleteStation::try_from(request.into_inner())?;
         let revision = self.decisions.delete_station(request).await.map_err(refused)?;
         Ok(Response::new(pb::DeleteStationResponse { revision }))
     }
@@ -72,14 +72,6 @@ impl ManagementService for Handlers {
             nodes: nodes.iter().map(Into::into).collect(),
         }))
     }
-}
-
-fn delete_station(request: pb::DeleteStationRequest) -> Result<DeleteStation, ConversionError> {
-    Ok(DeleteStation {
-        principal: request.principal.parse()?,
-        tenant: request.tenant.parse()?,
-        name: request.name.parse()?,
-    })
 }
 
 #[tonic::async_trait]

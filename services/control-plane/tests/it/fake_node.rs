@@ -269,6 +269,8 @@ impl Disk {
             replicas: replicas.collect(),
             placement_epoch: self.newest.0,
             placement_revision: self.newest.1,
+            refuses_messages: false,
+            disk_needed_bytes: 0,
         }
     }
 }

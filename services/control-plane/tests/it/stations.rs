@@ -2,9 +2,19 @@
 
 use std::time::{Duration, Instant};
 
+use ptah_rpc::clients::DeleteStation;
 use ptah_types::{ErrorKind, RaftGroupId};
 
 use crate::harness::{World, group, root, station, tenant, until, until_async};
+
+fn deletion(name: &str) -> DeleteStation {
+    DeleteStation {
+        principal: root(),
+        tenant: tenant(),
+        name: name.parse().unwrap(),
+        id: None,
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_station_is_opened_on_all_nodes_and_initialised_exactly_once() {
@@ -149,10 +159,7 @@ async fn a_deleted_station_disappears_from_every_node_and_its_name_is_free() {
     world.until_placed(2).await;
     // One node is away while the station is deleted.
     world.nodes[2].refuse(true);
-    management
-        .delete_station(&root(), &tenant(), &"Orders".parse().unwrap())
-        .await
-        .unwrap();
+    management.delete_station(&deletion("Orders")).await.unwrap();
     for node in &world.nodes[..2] {
         until("the replicas are gone", || node.groups().is_empty()).await;
     }
@@ -163,10 +170,7 @@ async fn a_deleted_station_disappears_from_every_node_and_its_name_is_free() {
     })
     .await;
 
-    let refused = management
-        .delete_station(&root(), &tenant(), &"orders".parse().unwrap())
-        .await
-        .unwrap_err();
+    let refused = management.delete_station(&deletion("orders")).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::NotFound);
     let second = management.create_station(&station("orders", 1, 3)).await.unwrap();
     assert!(second.created && second.id != first.id);
@@ -193,10 +197,7 @@ async fn groups_that_nobody_knows_are_kept() {
     // An order that comes after the report must not name the group.
     management.create_station(&station("other", 1, 1)).await.unwrap();
     world.until_placed(2).await;
-    management
-        .delete_station(&root(), &tenant(), &"other".parse().unwrap())
-        .await
-        .unwrap();
+    management.delete_station(&deletion("other")).await.unwrap();
     until("the deleted one is gone", || world.nodes[0].groups().len() == 2).await;
     assert!(
         world.nodes[0]

@@ -227,6 +227,11 @@ impl CatalogView {
         self.station_names.contains_key(&id)
     }
 
+    /// A station by its id.
+    pub fn station_by_id(&self, id: StationId) -> Option<&Arc<Station>> {
+        self.stations.get(self.station_names.get(&id)?)
+    }
+
     /// Number of stations.
     pub fn station_count(&self) -> usize {
         self.stations.len()

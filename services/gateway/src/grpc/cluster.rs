@@ -49,8 +49,8 @@ fn node_to_proto(node: NodeStatus) -> pb::NodeStatus {
         version: node.version,
         replicas: node.replicas,
         leaders: node.leaders,
-        disk_free_bytes: node.disk_free_bytes,
-        disk_total_bytes: node.disk_total_bytes,
+        disk_free_bytes: node.disk.map(|disk| disk.free_bytes),
+        disk_total_bytes: node.disk.map(|disk| disk.total_bytes),
         last_seen_ms_ago: node.last_seen_ms_ago,
         troubles: node.troubles,
     }

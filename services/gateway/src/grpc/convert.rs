@@ -213,5 +213,7 @@ pub(super) fn partition_to_proto(status: PartitionStatus) -> pb::PartitionStatus
         first_sequence: status.state.map_or(0, |state| state.first_sequence),
         next_sequence: status.state.map_or(0, |state| state.next_sequence),
         trouble: status.trouble,
+        healthy_replicas: status.healthy,
+        wanted_replicas: status.wanted,
     }
 }

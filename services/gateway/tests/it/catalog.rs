@@ -5,7 +5,7 @@ use ptah_rpc::clients::CreateStation;
 use ptah_types::{ReplicaCount, StationKind, Storage, TenantName};
 use tonic::Code;
 
-use crate::support::{Cluster, ROOT, cluster, message, signed, stored, until};
+use crate::support::{APP, Cluster, ROOT, cluster, message, signed, stored, until};
 
 fn wanted(name: &str) -> CreateStation {
     CreateStation {
@@ -174,6 +174,125 @@ async fn a_station_is_shown_with_leaders_and_sequences() {
         .collect();
     assert_eq!(partitions, [(1, 1, 1), (2, 2, 2), (3, 3, 1)]);
     assert!(shown.partitions.iter().all(|p| p.trouble.is_empty()));
+    let replicas = |p: &api::PartitionStatus| (p.healthy_replicas, p.wanted_replicas);
+    assert!(shown.partitions.iter().all(|p| replicas(p) == (Some(3), 3)));
+}
+
+#[tokio::test]
+async fn a_deletion_whose_answer_was_lost_is_asked_for_again_by_the_same_id() {
+    let cluster = cluster().start().await;
+    cluster.station("orders", 1).await;
+    let shown = show(&cluster, ROOT).await;
+    let request = api::DeleteStationRequest {
+        name: "Orders".to_owned(),
+        ..Default::default()
+    };
+    cluster
+        .stations()
+        .delete_station(signed(ROOT, request))
+        .await
+        .unwrap();
+    let asked: Vec<u64> = cluster
+        .control
+        .deletions
+        .lock()
+        .iter()
+        .map(|(request, _)| request.station_id)
+        .collect();
+    let id = shown.station.unwrap().id;
+    assert_eq!(asked, [id, id]);
+}
+
+#[tokio::test]
+async fn a_deletion_of_a_station_that_is_not_known_here_is_asked_for_once() {
+    let cluster = cluster().start().await;
+    cluster.metadata.down.send_replace(true);
+    until("the watch is broken", || {
+        cluster.counter("ptah_gateway_catalog_connected") == 0
+    })
+    .await;
+    cluster.control.make(&wanted("orders"));
+    let request = api::DeleteStationRequest {
+        name: "orders".to_owned(),
+        ..Default::default()
+    };
+    let refused = cluster
+        .stations()
+        .delete_station(signed(ROOT, request))
+        .await
+        .unwrap_err();
+    assert!(
+        refused.message().contains("station `orders` is not deleted"),
+        "{refused:?}"
+    );
+    assert!(refused.message().contains("may have happened"), "{refused:?}");
+    assert_eq!(cluster.control.deletions.lock().len(), 1);
+}
+
+async fn show(cluster: &Cluster, credentials: &'static str) -> api::GetStationResponse {
+    let request = api::GetStationRequest {
+        name: "orders".to_owned(),
+        ..Default::default()
+    };
+    let shown = cluster.stations().get_station(signed(credentials, request)).await;
+    shown.unwrap().into_inner()
+}
+
+#[tokio::test]
+async fn a_partition_with_a_dead_a_lost_or_a_damaged_replica_is_not_shown_as_well() {
+    let cluster = cluster().start().await;
+    cluster.station("orders", 1).await;
+    cluster.control.told.send_replace(|nodes| {
+        nodes[1].alive = false;
+        if let Some(report) = &mut nodes[2].report {
+            report.replicas[0].state = ptah_proto::control::v1::ReplicaState::Lost.into();
+            report.replicas[0].trouble = "its directory is gone".to_owned();
+        }
+    });
+    let shown = show(&cluster, ROOT).await;
+    let partition = &shown.partitions[0];
+    assert_eq!(partition.healthy_replicas, Some(1));
+    assert_eq!(
+        partition.trouble,
+        "1 of 3 replicas are healthy: node 2 (node-2) is not alive, \
+         lost on node 3 (node-3): its directory is gone"
+    );
+    // A program may not ask for nodes: it is told nothing that is not known.
+    let shown = show(&cluster, APP).await;
+    assert_eq!(shown.partitions[0].healthy_replicas, None);
+    assert_eq!(shown.partitions[0].trouble, "");
+}
+
+#[tokio::test]
+async fn a_station_that_cannot_be_made_says_who_does_not_answer_and_what_to_do() {
+    let cluster = cluster().start().await;
+    cluster.control.down.send_replace(true);
+    let create = || async {
+        let request = api::CreateStationRequest {
+            name: "orders".to_owned(),
+            ..Default::default()
+        };
+        let made = cluster.stations().create_station(signed(ROOT, request)).await;
+        made.unwrap_err()
+    };
+    let refused = create().await;
+    assert_eq!(refused.code(), Code::Unavailable);
+    for part in [
+        "station `orders` is not made",
+        "no control plane at",
+        "nothing happened, existing stations go on; try again",
+    ] {
+        assert!(refused.message().contains(part), "{part:?} in {refused:?}");
+    }
+    cluster.metadata.down.send_replace(true);
+    let metadata = format!(
+        "the metadata service at `{}` does not answer",
+        cluster.config.metadata_address
+    );
+    let named = async { while !create().await.message().contains(&metadata) {} };
+    tokio::time::timeout(crate::support::LIMIT, named)
+        .await
+        .expect("metadata is named");
 }
 
 #[tokio::test]
@@ -228,38 +347,6 @@ async fn a_station_that_is_deleted_while_it_is_made_is_a_conflict_at_once() {
             .contains("station `orders` was deleted meanwhile"),
         "{}",
         refused.message()
-    );
-}
-
-#[tokio::test]
-async fn the_cluster_is_shown_without_control_plane_and_says_so() {
-    let cluster = cluster().start().await;
-    cluster.station("orders", 3).await;
-    cluster.control.down.send_replace(true);
-    let status = cluster
-        .cluster()
-        .get_cluster_status(signed(ROOT, api::GetClusterStatusRequest {}))
-        .await;
-    let status = status.unwrap().into_inner();
-    assert_eq!(status.nodes.len(), 3);
-    assert!(
-        status
-            .nodes
-            .iter()
-            .all(|node| node.alive && node.leaders == 1 && node.replicas == 3)
-    );
-    assert_eq!(
-        (
-            status.stations,
-            status.partitions,
-            status.partitions_without_leader
-        ),
-        (1, 3, 0)
-    );
-    assert!(
-        status.troubles[0].contains("the control plane does not answer"),
-        "{:?}",
-        status.troubles
     );
 }
 

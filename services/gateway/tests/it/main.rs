@@ -4,6 +4,7 @@
 
 mod auth;
 mod catalog;
+mod cluster;
 mod consume;
 mod faults;
 mod produce;

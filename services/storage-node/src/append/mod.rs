@@ -11,5 +11,4 @@ mod session;
 pub(crate) use answers::{Answer, Answers, Reply, Stored};
 #[cfg(test)]
 pub(crate) use answers::{Lane, Outcome};
-pub(crate) use session::disk_full;
 pub(crate) use session::{AppendSession, BatchPart, ChannelOpening};

@@ -246,7 +246,12 @@ impl Channel {
             return None;
         }
         if node.shared.disk.is_full() {
-            reply.refuse(disk_full());
+            let replica = node.host.replica(group);
+            reply.refuse(
+                replica.map_or(PartitionError::UnknownReplica { group }, |replica| {
+                    PartitionError::DiskFull { node: replica.node() }
+                }),
+            );
             return None;
         }
         let Some(permit) = node.append_budget.try_take(total_bytes) else {
@@ -307,14 +312,6 @@ impl Channel {
         self.leader.as_ref().ok_or(PartitionError::UnknownReplica {
             group: self.opening.group,
         })
-    }
-}
-
-/// Refusal while the disk is nearly full.
-pub(crate) fn disk_full() -> PartitionError {
-    PartitionError::Exhausted {
-        what: "the data disk of this node is nearly full; add room or delete stations",
-        retry_after: Duration::from_secs(1),
     }
 }
 

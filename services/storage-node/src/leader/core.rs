@@ -9,7 +9,6 @@ use ptah_types::{Term, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::{Alarm, PartitionSettings};
-use crate::append::disk_full;
 use crate::error::PartitionError;
 use crate::shared::Shared;
 
@@ -95,7 +94,9 @@ impl LeaderCore {
                 what: "the partition has too many proposals in flight",
                 retry_after: Duration::from_millis(5),
             },
-            ProposeError::DiskFull => disk_full(),
+            ProposeError::DiskFull => PartitionError::DiskFull {
+                node: self.replica.node(),
+            },
             ProposeError::Superseded => {
                 PartitionError::Unavailable("an earlier append of the pipeline was not taken".into())
             }

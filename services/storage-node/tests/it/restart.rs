@@ -87,7 +87,7 @@ async fn confirmed_acks_survive_the_loss_of_power() {
 
 #[tokio::test]
 async fn a_nearly_full_disk_refuses_messages_takes_acks_and_recovers() {
-    let (_control, mut node) = leader().await;
+    let (control, mut node) = leader().await;
     node.store(1, &[numbered(1, 2)]).await;
     node.ensure(1, ACK_DEADLINE_MS, 1000).await;
     node.stop().await;
@@ -108,6 +108,12 @@ async fn a_nearly_full_disk_refuses_messages_takes_acks_and_recovers() {
     .await;
     assert_eq!(refused.kind(), ErrorKind::Exhausted);
     assert!(refused.retry_after_ms >= 1000, "{refused:?}");
+    assert!(refused.message.contains("the data disk of node 1"), "{refused:?}");
+    let report = control
+        .report("a report of the full disk", |report| report.refuses_messages)
+        .await;
+    assert!(report.disk_needed_bytes >= 64 << 20, "{report:?}");
+    assert!(report.disk_free_bytes < report.disk_needed_bytes, "{report:?}");
     let mut deliverer = node.deliverer().await;
     deliverer.pull(1, 1, 2, PLENTY).await;
     deliverer.collect(2).await;

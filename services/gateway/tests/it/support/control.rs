@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use ptah_proto::control::v1 as pb;
 use ptah_proto::control::v1::management_service_server::ManagementService;
+use ptah_rpc::RpcError;
 use ptah_rpc::clients::{ConsumerGroupEnsured, CreateStation, EnsureConsumerGroup, StationCreated};
 use ptah_rpc::records::{
     ConsumerGroupRecord, PlacementRecord, RecordKey, RecordValue, ReplicaPlacement, StationRecord,
 };
 use ptah_types::{
-    ConsumerGroupId, NodeId, PartitionKey, PartitionNumber, RaftGroupId, ReplicaId, StationId, StationKind,
-    Timestamp,
+    ConsumerGroupId, ErrorKind, NodeId, PartitionKey, PartitionNumber, RaftGroupId, ReplicaId, StationId,
+    StationKind, Timestamp,
 };
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
@@ -28,6 +30,10 @@ pub(crate) struct FakeControl {
     pub(crate) down: watch::Sender<bool>,
     /// Partitions of new stations get no leader.
     pub(crate) leaderless: watch::Sender<bool>,
+    /// Changes what is told of the nodes, which is that all are well.
+    pub(crate) told: watch::Sender<fn(&mut Vec<pb::NodeDescription>)>,
+    /// Deletions that were asked for, and their revisions; the answer to the first one is lost.
+    pub(crate) deletions: Arc<Mutex<Vec<(pb::DeleteStationRequest, u64)>>>,
 }
 
 /// A node that is not there.
@@ -40,9 +46,43 @@ impl FakeControl {
 
     fn check_up(&self) -> Result<(), Status> {
         if *self.down.borrow() {
-            Err(Status::unavailable("control plane is down"))
+            let down = RpcError::new(ErrorKind::Unavailable, "control plane is down");
+            Err(ptah_rpc::to_status(&down))
         } else {
             Ok(())
+        }
+    }
+
+    /// A node that is well, with all of its replicas open.
+    fn describe(&self, node: u64) -> pb::NodeDescription {
+        let placements = self.metadata.placements();
+        let open = placements.iter().flat_map(|placement| {
+            let replicas = placement
+                .replicas
+                .iter()
+                .filter(|replica| replica.node.get() == node);
+            replicas.map(|replica| pb::ReplicaReport {
+                group_id: placement.group.get(),
+                replica_id: replica.replica.get(),
+                state: pb::ReplicaState::Open.into(),
+                initialized: true,
+                ..Default::default()
+            })
+        });
+        pb::NodeDescription {
+            node_id: node,
+            name: format!("node-{node}"),
+            address: format!("127.0.0.1:{}", 6_000 + node),
+            alive: true,
+            last_seen_ms_ago: 5,
+            report: Some(pb::NodeReport {
+                node_id: node,
+                version: "1.2.3".to_owned(),
+                disk_free_bytes: 100 << 20,
+                disk_total_bytes: 1 << 30,
+                replicas: open.collect(),
+                ..Default::default()
+            }),
         }
     }
 
@@ -117,10 +157,17 @@ impl ManagementService for FakeControl {
     ) -> Result<Response<pb::DeleteStationResponse>, Status> {
         self.check_up()?;
         let request = request.into_inner();
+        let mut deletions = self.deletions.lock();
+        if let Some((_, revision)) = deletions.first().cloned() {
+            deletions.push((request, revision));
+            return Ok(Response::new(pb::DeleteStationResponse { revision }));
+        }
         let (tenant, name) = (request.tenant.parse().unwrap(), request.name.parse().unwrap());
         let key = RecordKey::station(&tenant, &name, StationKind::Station);
         let revision = self.metadata.delete(key);
-        Ok(Response::new(pb::DeleteStationResponse { revision }))
+        deletions.push((request, revision));
+        let lost = RpcError::new(ErrorKind::OutcomeUnknown, "the answer was lost");
+        Err(ptah_rpc::to_status(&lost))
     }
 
     async fn ensure_consumer_group(
@@ -154,6 +201,9 @@ impl ManagementService for FakeControl {
         _: Request<pb::DescribeNodesRequest>,
     ) -> Result<Response<pb::DescribeNodesResponse>, Status> {
         self.check_up()?;
-        Ok(Response::new(pb::DescribeNodesResponse::default()))
+        let mut nodes: Vec<_> = (1..=self.nodes).map(|node| self.describe(node)).collect();
+        let change = *self.told.borrow();
+        change(&mut nodes);
+        Ok(Response::new(pb::DescribeNodesResponse { nodes }))
     }
 }

@@ -8,7 +8,7 @@ use futures_util::Stream;
 use parking_lot::Mutex;
 use ptah_proto::metadata::v1 as pb;
 use ptah_proto::metadata::v1::metadata_service_server::MetadataService;
-use ptah_rpc::records::{Record, RecordKey, RecordValue};
+use ptah_rpc::records::{PlacementRecord, Record, RecordKey, RecordValue};
 use ptah_types::{StationId, StationKind, StationName, TenantName};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
@@ -83,6 +83,16 @@ impl FakeMetadata {
             RecordValue::Station(station) => station.id,
             other => panic!("{other:?} under the key of a station"),
         }
+    }
+
+    /// All placements.
+    pub(crate) fn placements(&self) -> Vec<PlacementRecord> {
+        let state = self.state.lock();
+        let placements = state.live.values().filter_map(|record| match &record.value {
+            RecordValue::Placement(placement) => Some(placement.clone()),
+            _ => None,
+        });
+        placements.collect()
     }
 
     /// Forgets history: watchers behind have to list again.

@@ -144,6 +144,8 @@ impl Builder {
             ids: Arc::new(AtomicU64::new(10)),
             down: watch::Sender::new(false),
             leaderless: watch::Sender::new(false),
+            told: watch::Sender::new(|_| {}),
+            deletions: Arc::default(),
         };
         let services =
             Server::internal(secret.clone()).add_service(MetadataServiceServer::new(metadata.clone()));
