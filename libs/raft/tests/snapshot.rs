@@ -5,6 +5,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use bytes::{Bytes, BytesMut};
@@ -118,29 +119,87 @@ fn a_follower_behind_the_purge_point_copies_segments_and_is_identical() {
     assert!(one == copied, "frames are equal, byte for byte");
 }
 
+/// Whether a path lies where group 1 builds an install; its first data directory is `d1`.
+fn is_staging(path: &str) -> bool {
+    let hex = group(1).to_hex();
+    let inside = path.split_once(&format!("{hex}/d")).map(|(_, rest)| rest);
+    inside.is_some_and(|rest| !rest.starts_with("1/") && rest != "1" && rest != "amaged")
+}
+
+/// Message segments of a node by name, without the header that names the node.
+fn message_segments(cluster: &Cluster, on: u64) -> BTreeMap<String, Vec<u8>> {
+    let disk = &cluster.node(on).disk;
+    let of_group = |path: &std::path::PathBuf| path.to_string_lossy().contains(&group(1).to_hex());
+    let mut segments = BTreeMap::new();
+    for path in disk.files().into_iter().filter(of_group) {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.starts_with('m') && name.ends_with(".seg") {
+            segments.insert(name, disk.contents(&path).unwrap().split_off(4096));
+        }
+    }
+    segments
+}
+
+/// Where the power goes off: so many writes behind the first call on a path like that.
+struct Cut {
+    behind: &'static str,
+    writes: u64,
+}
+
+fn a_follower_loses_power_in_an_install(seed: u64, cut: &Cut) {
+    let mut cluster = Cluster::new(3, eager(), seed);
+    cluster.create(1, &[1, 2, 3]);
+    fill(&cluster, 20);
+    let away = if cluster.leader(1).on == 3 { 2 } else { 3 };
+    cluster.until_applied(1, sequence(21));
+    cluster.stop(away);
+    fill(&cluster, 400);
+    until_purged(&cluster, 200);
+    let disk = cluster.node(away).disk.clone();
+    let armed = Arc::new(AtomicBool::new(false));
+    let (seen, on, behind, writes) = (Arc::clone(&armed), disk.clone(), cut.behind, cut.writes);
+    disk.set_hook(Some(Arc::new(move |_, path| {
+        let path = path.to_string_lossy();
+        if is_staging(&path) && path.contains(behind) && !seen.swap(true, Ordering::SeqCst) {
+            on.crash_after_writes(writes);
+        }
+    })));
+    cluster.start(away);
+    until("the power is off", || disk.is_off().then_some(()));
+    assert!(armed.load(Ordering::SeqCst), "the cut fell into the install");
+    assert_eq!(snapshots_installed(&cluster, away), 0, "and before its end");
+    disk.set_hook(None);
+    cluster.power_off(away);
+    cluster.start(away);
+    assert_identical(&cluster, &[1, 2, 3]);
+    for id in 1..=3 {
+        cluster.stop(id);
+    }
+    let leader = if away == 3 { 2 } else { 3 };
+    let (kept, copied) = (
+        message_segments(&cluster, leader),
+        message_segments(&cluster, away),
+    );
+    assert!(copied.len() > 3, "whole segments were copied");
+    assert_eq!(kept.keys().collect::<Vec<_>>(), copied.keys().collect::<Vec<_>>());
+    for (name, bytes) in &kept {
+        assert!(copied[name] == *bytes, "segment {name} differs");
+    }
+    assert!(batch_frames(&cluster, leader) == batch_frames(&cluster, away));
+}
+
 #[test]
-fn a_follower_that_loses_power_in_the_middle_of_a_snapshot_is_identical_in_the_end() {
-    for (seed, writes) in [(1, 5), (2, 12), (3, 25), (4, 40), (5, 60), (6, 90)] {
-        let mut cluster = Cluster::new(3, eager(), seed);
-        cluster.create(1, &[1, 2, 3]);
-        fill(&cluster, 20);
-        let away = if cluster.leader(1).on == 3 { 2 } else { 3 };
-        cluster.until_applied(1, sequence(21));
-        cluster.stop(away);
-        fill(&cluster, 400);
-        until_purged(&cluster, 200);
-        cluster.start(away);
-        // The power goes off at a write of the copying, or of the switch, or behind it.
-        cluster.node(away).disk.crash_after_writes(writes);
-        let leader = cluster.leader(1).replica;
-        let next = leader.with_partition(|p| p.next_sequence());
-        until("the power is off, or everything is copied", || {
-            let caught_up = || cluster.replica(away, 1).with_partition(|p| p.next_sequence()) >= next;
-            (cluster.node(away).disk.is_off() || caught_up()).then_some(())
-        });
-        cluster.power_off(away);
-        cluster.start(away);
-        assert_identical(&cluster, &[1, 2, 3]);
+fn a_follower_that_loses_power_while_it_copies_segments_is_identical_in_the_end() {
+    for (seed, writes) in [(1, 1), (2, 3), (3, 7), (4, 12), (5, 18), (6, 24)] {
+        a_follower_loses_power_in_an_install(seed, &Cut { behind: "", writes });
+    }
+}
+
+#[test]
+fn a_follower_that_loses_power_at_the_switch_of_an_install_is_identical_in_the_end() {
+    for (seed, writes) in [(11, 1), (12, 2), (13, 3), (14, 4), (15, 5), (16, 6)] {
+        let behind = "ckpt-";
+        a_follower_loses_power_in_an_install(seed, &Cut { behind, writes });
     }
 }
 
@@ -215,12 +274,10 @@ fn an_offer_that_comes_while_an_abandoned_one_is_being_installed_is_refused_and_
     cluster.proxies.insert(away, Proxy::new());
     // Everything is copied; the switch has not begun.
     let disk = cluster.node(away).disk.clone();
-    let staging = format!("{}/d2", group(1).to_hex());
-    let first_file = format!("{staging}/ckpt-");
     let gate = Gate::close(
         &disk,
-        move |op, path| op == SimOp::Open && path.contains(&first_file),
-        move |op, path| op == SimOp::Name && path.ends_with(&staging),
+        |op, path| op == SimOp::Open && is_staging(path) && path.contains("/ckpt-"),
+        |op, path| op == SimOp::Name && is_staging(path) && !path.contains("ckpt-"),
     );
     cluster.start(away);
     until("an install is under way", || gate.is_reached().then_some(()));
@@ -264,7 +321,6 @@ fn a_follower_takes_in_a_state_that_is_larger_than_one_message() {
     cluster.stop(away);
     fill(&cluster, 3000);
     // Every second message is acknowledged, by a hundred groups.
-    let mut leader = cluster.leader(1);
     let every_second: RangeSet = (1..1500)
         .map(|place| SequenceRange::single(sequence(2 * place)))
         .collect();
@@ -287,11 +343,13 @@ fn a_follower_takes_in_a_state_that_is_larger_than_one_message() {
                 ranges,
             },
         ];
-        leader.command(&commands).unwrap();
+        until("the commands are applied", || {
+            cluster.leader(1).command(&commands).ok()
+        });
     }
     let piece = ptah_types::limits::FRAGMENT_BYTES;
     assert!(
-        cluster.partition_bytes(leader.on, 1).len() > piece,
+        cluster.partition_bytes(cluster.leader(1).on, 1).len() > piece,
         "one message would do"
     );
     until_purged(&cluster, 2000);
