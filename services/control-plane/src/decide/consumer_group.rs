@@ -96,8 +96,10 @@ pub(super) fn ensure(
     let groups = view.keys_of_station(RecordKind::ConsumerGroup, &request.tenant, station.value.id);
     if groups.len() >= MAX_GROUPS_PER_STATION {
         let why = format!(
-            "station `{}` has {MAX_GROUPS_PER_STATION} consumer groups, which is the limit",
-            station.value.name
+            "consumer group `{}` is not made: station `{}` has {MAX_GROUPS_PER_STATION} consumer groups, which is the \
+             limit; read with one that exists (readers that keep the name of their group need one only), or use \
+             another station: groups go when their station is deleted",
+            request.group, station.value.name
         );
         return Err(ControlError::TooLarge(why));
     }

@@ -387,6 +387,40 @@ fn a_consumer_group_is_made_once_and_keeps_its_settings() {
 }
 
 #[test]
+fn a_station_with_as_many_groups_as_it_may_have_says_what_can_be_done() {
+    let view = after(cluster(), &change(create(&cluster(), &request("orders"), 3)));
+    let found = view.station(&tenant(), &"orders".parse().unwrap()).unwrap();
+    let station = found.value.id;
+    let mut full = view.clone();
+    for number in 1..=ptah_types::limits::MAX_GROUPS_PER_STATION as u64 {
+        let wanted = group_request("orders", &format!("group-{number}"));
+        let key = RecordKey::consumer_group(&tenant(), station, &wanted.group);
+        let group = ptah_rpc::records::ConsumerGroupRecord {
+            id: ptah_types::ConsumerGroupId::new(number).unwrap(),
+            station,
+            name: wanted.group,
+            config: wanted.config,
+            created_at: Timestamp::default(),
+        };
+        full.apply(record(10 + number, key, RecordValue::ConsumerGroup(group)));
+    }
+    let error = refused(ensure(&full, &group_request("orders", "one-more")));
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    for part in [
+        "`one-more`",
+        "`orders`",
+        "read with one that exists",
+        "another station",
+    ] {
+        assert!(error.to_string().contains(part), "{part} in {error}");
+    }
+    assert!(matches!(
+        ensure(&full, &group_request("orders", "group-7")),
+        Ok(Step::Done(_))
+    ));
+}
+
+#[test]
 fn settings_of_consumer_groups_have_defaults_and_limits() {
     let with = |ack_deadline_ms, max_in_flight| EnsureConsumerGroup {
         config: ConsumerGroupConfig {
