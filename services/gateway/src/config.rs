@@ -341,13 +341,14 @@ mod tests {
 
     #[test]
     fn deadlines_of_nothing_and_addresses_without_a_port_are_refused_by_name() {
-        let refused = |change: fn(&mut Config)| {
+        type Change = fn(&mut Config);
+        let refused = |change: Change| {
             let mut config = Config::default();
             config.cluster.secret = ptah_service::Secret::new("0123456789abcdef".to_owned());
             change(&mut config);
             config.validate().err().map(|error| error.to_string())
         };
-        let wrong: [(&str, fn(&mut Config)); 11] = [
+        let wrong: [(&str, Change); 11] = [
             ("create_deadline_ms", |config| config.create_deadline_ms = 0),
             ("produce.append_deadline_ms", |config| {
                 config.produce.append_deadline_ms = 0;
@@ -380,7 +381,7 @@ mod tests {
             let why = refused(change).unwrap_or_else(|| panic!("{key} is taken"));
             assert!(why.contains(key), "{key}: {why}");
         }
-        let well: [fn(&mut Config); 3] = [
+        let well: [Change; 3] = [
             |config| config.grpc_listen = "[::]:0".to_owned(),
             |config| config.metadata_address = "metadata.example:6224".to_owned(),
             |config| config.create_deadline_ms = 10,
