@@ -1,5 +1,5 @@
-//! Faults of a run, drawn from its seed: power loss of one node and of all, death of a process, network partitions,
-//! clock steps.
+//! Faults of a run, drawn from its seed: power loss of one node and of all, death of a process of every service, cuts
+//! between nodes and between services, clock steps.
 
 use ptah_service::{Random, SeededRandom};
 
@@ -25,6 +25,8 @@ enum Lasting {
     Death(String),
     /// A node that neither the other storage nodes nor the gateway reach.
     CutOff(usize),
+    /// Two hosts that do not reach each other.
+    Cut(&'static str, &'static str),
     /// A clock that is off.
     ClockStep(usize),
 }
@@ -91,7 +93,7 @@ impl Faults {
 
     fn begin(&mut self, sim: &mut turmoil::Sim<'_>) -> Lasting {
         let victim = self.random.below(self.hosts.nodes.len() as u64) as usize;
-        match self.random.below(10) {
+        match self.random.below(14) {
             0 => self.power_off(sim, (0..self.hosts.nodes.len()).collect()),
             1 | 2 => self.power_off(sim, vec![victim]),
             3 | 4 => {
@@ -107,6 +109,12 @@ impl Faults {
                 Lasting::Death("metadata".to_owned())
             }
             7 | 8 => {
+                self.die("gateway", |hosts| &hosts.gateway);
+                Lasting::Death("gateway".to_owned())
+            }
+            9 => self.cut(sim, "gateway", "metadata"),
+            10 => self.cut(sim, "control", "metadata"),
+            11 | 12 => {
                 self.trace.note(format!("fault: {} is cut off", host(victim)));
                 self.for_each_peer(victim, |a, b| sim.partition(a, b));
                 Lasting::CutOff(victim)
@@ -120,6 +128,12 @@ impl Faults {
                 Lasting::ClockStep(victim)
             }
         }
+    }
+
+    fn cut(&mut self, sim: &mut turmoil::Sim<'_>, a: &'static str, b: &'static str) -> Lasting {
+        self.trace.note(format!("fault: {a} and {b} are cut apart"));
+        sim.partition(a, b);
+        Lasting::Cut(a, b)
     }
 
     fn power_off(&mut self, sim: &mut turmoil::Sim<'_>, victims: Vec<usize>) -> Lasting {
@@ -151,6 +165,10 @@ impl Faults {
             Lasting::CutOff(victim) => {
                 self.trace.note(format!("heal: {} is reachable", host(victim)));
                 self.for_each_peer(victim, |a, b| sim.repair(a, b));
+            }
+            Lasting::Cut(a, b) => {
+                self.trace.note(format!("heal: {a} and {b} reach each other"));
+                sim.repair(a, b);
             }
             Lasting::ClockStep(victim) => {
                 self.trace

@@ -1,6 +1,6 @@
 //! A consumer group that reads and acknowledges while faults happen: at least once, and never again what is acknowledged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -29,6 +29,8 @@ struct Seen {
     /// Acknowledgements that wait for their confirmation, by id.
     waiting: BTreeMap<u64, (u32, u64)>,
     confirmed: BTreeMap<(u32, u64), Instant>,
+    /// Acknowledged on a stream that ended before the confirmation: stored, or the message comes again.
+    doubtful: BTreeSet<(u32, u64)>,
     acks: u64,
     again: u64,
 }
@@ -48,7 +50,7 @@ pub(crate) async fn follow(
             Ended::Broken(why) => why,
         };
         trace.note(format!("follower: stream ended: {why}"));
-        seen.waiting.clear();
+        seen.stream_ended();
         patience.check(goal, &seen)?;
         tokio::time::sleep(LOOK).await;
     }
@@ -99,11 +101,7 @@ async fn read(
             Some(Response::Acked(acked)) => seen.acked(&acked),
             Some(Response::Opened(_) | Response::Idle(_)) | None => {}
         }
-        if goal
-            .lock()
-            .as_ref()
-            .is_some_and(|goal| seen.confirmed.len() >= goal.len())
-        {
+        if goal.lock().as_ref().is_some_and(|goal| seen.is_through(goal)) {
             return Ok(Ended::Reached);
         }
         patience.check(goal, seen)?;
@@ -111,6 +109,17 @@ async fn read(
 }
 
 impl Seen {
+    /// Whether every message of the goal is acknowledged, as far as anybody can know.
+    fn is_through(&self, goal: &Stored) -> bool {
+        self.confirmed.len() + self.doubtful.len() >= goal.len()
+    }
+
+    fn stream_ended(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting).into_values();
+        let open = waiting.filter(|at| !self.confirmed.contains_key(at));
+        self.doubtful.extend(open);
+    }
+
     /// Notes a message; its acknowledgement, unless it is one that the follower lets come again.
     fn take(&mut self, message: &api::Message) -> anyhow::Result<Option<api::ConsumeRequest>> {
         let at = (message.partition, message.sequence);
@@ -139,6 +148,7 @@ impl Seen {
         if let Some(at) = self.waiting.remove(&acked.confirm_id)
             && acked.error.is_none()
         {
+            self.doubtful.remove(&at);
             self.confirmed.entry(at).or_insert_with(Instant::now);
         }
     }

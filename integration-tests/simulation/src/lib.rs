@@ -13,4 +13,4 @@ mod workload;
 mod world;
 
 pub use trace::Trace;
-pub use world::{Outcome, run};
+pub use world::{Disks, Outcome, run, run_on};

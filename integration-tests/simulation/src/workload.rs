@@ -60,9 +60,16 @@ pub(crate) fn authorized<T>(message: T) -> Request<T> {
     request
 }
 
-/// Produces until the faults are over, reads back, compares; the numbers of acknowledged and unknown
-/// messages.
-pub(crate) async fn run(progress: &Progress, trace: &Trace) -> anyhow::Result<(usize, usize)> {
+/// How many messages became what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Numbers {
+    pub(crate) acknowledged: usize,
+    pub(crate) unknown: usize,
+    pub(crate) unanswered: usize,
+}
+
+/// Produces until the faults are over, reads back, compares.
+pub(crate) async fn run(progress: &Progress, trace: &Trace) -> anyhow::Result<Numbers> {
     let channels = Channels::public(std::sync::Arc::new(SimNetwork(Wires::new(trace))));
     let channel = channels.to("gateway:5555")?;
     create_station(&channel).await?;
@@ -79,15 +86,16 @@ async fn produce_and_compare(
     progress: &Progress,
     goal: &Mutex<Option<Stored>>,
     trace: &Trace,
-) -> anyhow::Result<(usize, usize)> {
+) -> anyhow::Result<Numbers> {
     progress.producing.store(true, Ordering::SeqCst);
-    let produced = produce(channel, progress).await.context("produce")?;
+    let produced = produce(channel, progress, trace).await.context("produce")?;
     progress.producing.store(false, Ordering::SeqCst);
-    let numbers = (produced.stored.len(), produced.unknown.len());
-    trace.note(format!(
-        "client: {} acknowledged, {} unknown",
-        numbers.0, numbers.1
-    ));
+    let numbers = Numbers {
+        acknowledged: produced.stored.len(),
+        unknown: produced.unknown.len() - produced.unanswered,
+        unanswered: produced.unanswered,
+    };
+    trace.note(format!("client: {numbers:?}"));
     let stored = readers::read(channel).await.context("read back")?;
     compare(&produced, &stored)?;
     trace.note(format!("client: {} stored", stored.len()));
@@ -128,61 +136,141 @@ pub(crate) type Stored = BTreeMap<(u32, u64), Bytes>;
 #[derive(Default)]
 struct Produced {
     stored: Stored,
+    /// Said to be unknown, and those without an answer.
     unknown: Vec<Bytes>,
+    /// How many of the unknown ones have no answer.
+    unanswered: usize,
+    /// First message of each stream. Order is promised within a stream.
+    streams: Vec<u64>,
 }
 
-async fn produce(channel: &RpcChannel, progress: &Progress) -> anyhow::Result<Produced> {
-    let mut client = MessageServiceClient::new(channel.clone());
-    let (requests, receiver) = mpsc::channel(64);
-    let open = api::ProduceStreamOpen {
-        station: STATION.into(),
-        producer: "p".into(),
-        ..Default::default()
-    };
-    requests
-        .send(stream_request(api::produce_stream_request::Request::Open(open)))
-        .await?;
-    let mut answers = client
-        .produce_stream(authorized(ReceiverStream::new(receiver)))
-        .await?
-        .into_inner();
-    let mut sent: BTreeMap<u64, Bytes> = BTreeMap::new();
+impl Produced {
+    /// The stream of a message.
+    fn stream_of(&self, number: u64) -> usize {
+        self.streams.partition_point(|first| *first <= number)
+    }
+}
+
+/// A produce stream and what is under way on it.
+struct Stream {
+    requests: mpsc::Sender<api::ProduceStreamRequest>,
+    answers: tonic::Streaming<api::ProduceStreamResponse>,
+    /// Number of the stream's first message in the order of production.
+    base: u64,
+    sent: BTreeMap<u64, Bytes>,
+}
+
+/// Produces on one stream after the other: a stream ends with its gateway.
+async fn produce(channel: &RpcChannel, progress: &Progress, trace: &Trace) -> anyhow::Result<Produced> {
     let mut produced = Produced::default();
     let mut next = 0;
     loop {
-        let over = progress.faults_over.load(Ordering::SeqCst);
-        while !over && sent.len() + BATCH as usize <= WINDOW {
-            let payloads: Vec<Bytes> = (next..next + BATCH).map(|n| Bytes::from(n.to_string())).collect();
-            let partition = (next / BATCH % u64::from(PARTITIONS)) as u32 + 1;
-            let messages = payloads
-                .iter()
-                .map(|payload| api::NewMessage {
-                    payload: payload.clone(),
-                    partition,
-                    ..Default::default()
-                })
-                .collect();
-            sent.extend((next..).zip(payloads));
-            next += BATCH;
-            let batch = api::ProduceStreamBatch { messages };
-            requests
-                .send(stream_request(api::produce_stream_request::Request::Batch(batch)))
-                .await?;
-        }
-        if over && sent.is_empty() {
+        produced.streams.push(next);
+        let mut stream = open_stream(channel, next).await?;
+        let ended = produce_on(&mut stream, progress, &mut produced, &mut next).await?;
+        let Some(why) = ended else {
             return Ok(produced);
+        };
+        trace.note(format!(
+            "client: produce stream ended with {} messages under way: {why}",
+            stream.sent.len()
+        ));
+        produced.unanswered += stream.sent.len();
+        produced.unknown.extend(stream.sent.into_values());
+    }
+}
+
+async fn open_stream(channel: &RpcChannel, base: u64) -> anyhow::Result<Stream> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let (requests, receiver) = mpsc::channel(64);
+        let open = api::ProduceStreamOpen {
+            station: STATION.into(),
+            producer: "p".into(),
+            ..Default::default()
+        };
+        requests
+            .send(stream_request(api::produce_stream_request::Request::Open(open)))
+            .await?;
+        let mut client = MessageServiceClient::new(channel.clone());
+        let opened = async {
+            let request = authorized(ReceiverStream::new(receiver));
+            let mut answers = client.produce_stream(request).await?.into_inner();
+            answers.message().await?;
+            Ok::<_, tonic::Status>(answers)
+        };
+        match opened.await {
+            Ok(answers) => {
+                return Ok(Stream {
+                    requests,
+                    answers,
+                    base,
+                    sent: BTreeMap::new(),
+                });
+            }
+            Err(status) => {
+                let may_retry = status.code() == tonic::Code::Unavailable;
+                anyhow::ensure!(
+                    may_retry && tokio::time::Instant::now() < deadline,
+                    "open produce stream: {status}"
+                );
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
         }
-        let answer = tokio::time::timeout(PATIENCE, answers.message())
-            .await
-            .context("no answer")??;
-        let answer = answer.context("produce stream ended")?;
+    }
+}
+
+/// Produces on a stream until the faults are over; why the stream ended before that, if it did.
+async fn produce_on(
+    stream: &mut Stream,
+    progress: &Progress,
+    produced: &mut Produced,
+    next: &mut u64,
+) -> anyhow::Result<Option<String>> {
+    loop {
+        let over = progress.faults_over.load(Ordering::SeqCst);
+        while !over && stream.sent.len() + BATCH as usize <= WINDOW {
+            let request = next_batch(stream, next);
+            if stream.requests.send(request).await.is_err() {
+                break; // The answers tell why.
+            }
+        }
+        if over && stream.sent.is_empty() {
+            return Ok(None);
+        }
+        let answer = tokio::time::timeout(PATIENCE, stream.answers.message()).await;
+        let answer = match answer.context("no answer")? {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return Ok(Some("end".to_owned())),
+            Err(status) => return Ok(Some(status.to_string())),
+        };
         if let Some(api::produce_stream_response::Response::Results(results)) = answer.response {
             for result in results.results {
-                take_result(result, &mut sent, &mut produced)?;
+                take_result(result, stream.base, &mut stream.sent, produced)?;
             }
         }
         tokio::time::sleep(PACE).await;
     }
+}
+
+/// The next messages, which count as sent from now on.
+fn next_batch(stream: &mut Stream, next: &mut u64) -> api::ProduceStreamRequest {
+    let first = *next;
+    *next += BATCH;
+    let payloads: Vec<Bytes> = (first..*next).map(|n| Bytes::from(n.to_string())).collect();
+    let partition = (first / BATCH % u64::from(PARTITIONS)) as u32 + 1;
+    let messages = payloads
+        .iter()
+        .map(|payload| api::NewMessage {
+            payload: payload.clone(),
+            partition,
+            ..Default::default()
+        })
+        .collect();
+    stream.sent.extend((first..).zip(payloads));
+    stream_request(api::produce_stream_request::Request::Batch(
+        api::ProduceStreamBatch { messages },
+    ))
 }
 
 fn stream_request(request: api::produce_stream_request::Request) -> api::ProduceStreamRequest {
@@ -193,11 +281,12 @@ fn stream_request(request: api::produce_stream_request::Request) -> api::Produce
 
 fn take_result(
     result: api::ProduceResult,
+    base: u64,
     sent: &mut BTreeMap<u64, Bytes>,
     produced: &mut Produced,
 ) -> anyhow::Result<()> {
     for place in 0..u64::from(result.count) {
-        let number = result.first + place;
+        let number = base + result.first + place;
         let payload = sent
             .remove(&number)
             .with_context(|| format!("message {number} was answered twice"))?;
@@ -219,7 +308,7 @@ fn take_result(
 }
 
 /// Every acknowledged message is where it was said to be; sequences are dense; the rest may be what nobody knew.
-/// The client sent each partition's messages in order, so they are stored in order.
+/// The client sent each partition's messages in order, so those of one stream are stored in order.
 fn compare(produced: &Produced, stored: &Stored) -> anyhow::Result<()> {
     for (at, payload) in &produced.stored {
         let found = stored
@@ -232,7 +321,7 @@ fn compare(produced: &Produced, stored: &Stored) -> anyhow::Result<()> {
     }
     let mut unknown: Vec<&Bytes> = produced.unknown.iter().collect();
     let mut expected: BTreeMap<u32, u64> = BTreeMap::new();
-    let mut newest: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut newest: BTreeMap<(u32, usize), u64> = BTreeMap::new();
     for (at, payload) in stored {
         let next = expected.entry(at.0).or_insert(1);
         anyhow::ensure!(
@@ -243,7 +332,7 @@ fn compare(produced: &Produced, stored: &Stored) -> anyhow::Result<()> {
         );
         *next += 1;
         let number = number_of(payload)?;
-        if let Some(before) = newest.insert(at.0, number) {
+        if let Some(before) = newest.insert((at.0, produced.stream_of(number)), number) {
             anyhow::ensure!(
                 before < number,
                 "partition {}: message {number} is behind message {before}",

@@ -30,8 +30,10 @@ const FINGERPRINT_STEPS: u64 = 250;
 pub struct Outcome {
     /// Messages that were acknowledged.
     pub acknowledged: usize,
-    /// Messages of which nobody could say whether they are stored.
+    /// Messages of which the gateway could not say whether they are stored.
     pub unknown: usize,
+    /// Messages whose answers were lost with their gateway.
+    pub unanswered: usize,
     /// Faults that were done.
     pub faults: usize,
 }
@@ -48,6 +50,7 @@ pub(crate) struct Hosts {
     pub(crate) nodes: Vec<NodeState>,
     pub(crate) control: Arc<Wires>,
     pub(crate) metadata: Arc<Wires>,
+    pub(crate) gateway: Arc<Wires>,
 }
 
 /// Random source of one host: other hosts' use of theirs does not change it.
@@ -68,6 +71,20 @@ fn cluster() -> ClusterConfig {
 
 /// Runs a cluster under faults, and notes in `trace` what happens. Everything follows from `seed`.
 pub fn run(seed: u64, trace: &Trace) -> anyhow::Result<Outcome> {
+    run_on(seed, trace, Disks::Honest)
+}
+
+/// What the disks of the storage nodes do when they are asked to sync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disks {
+    /// What they are asked for.
+    Honest,
+    /// Nothing, and say that it is done. A run that goes well on them shows that it would not notice a lost message.
+    Lying,
+}
+
+/// Like [`run`], on disks of a kind.
+pub fn run_on(seed: u64, trace: &Trace, disks: Disks) -> anyhow::Result<Outcome> {
     let _guard: DefaultGuard =
         tracing::subscriber::set_default(tracing_subscriber::registry().with(trace.clone()));
     let mut sim = turmoil::Builder::new()
@@ -92,13 +109,16 @@ pub fn run(seed: u64, trace: &Trace) -> anyhow::Result<Outcome> {
             wires: Wires::new(trace),
         })
         .collect();
-    let (metadata, control) = (Wires::new(trace), Wires::new(trace));
+    for node in &nodes {
+        node.disk.set_ignore_syncs(disks == Disks::Lying);
+    }
+    let (metadata, control, gateway) = (Wires::new(trace), Wires::new(trace), Wires::new(trace));
     metadata_host(&mut sim, seed, &metadata);
     control_host(&mut sim, seed, &control);
     for (index, state) in nodes.iter().enumerate() {
         node_host(&mut sim, seed, index as u64 + 1, state);
     }
-    gateway_host(&mut sim, seed, &Wires::new(trace));
+    gateway_host(&mut sim, seed, &gateway);
 
     let result = Arc::new(Mutex::new(None));
     let progress = Arc::new(workload::Progress::default());
@@ -112,6 +132,7 @@ pub fn run(seed: u64, trace: &Trace) -> anyhow::Result<Outcome> {
         nodes,
         control,
         metadata,
+        gateway,
     };
     let mut faults = Faults::new(SeededRandom::new(seed), hosts, trace.clone());
     let mut steps = 0_u64;
@@ -130,10 +151,11 @@ pub fn run(seed: u64, trace: &Trace) -> anyhow::Result<Outcome> {
         }
     }
     let outcome = result.lock().take();
-    let (acknowledged, unknown) = outcome.ok_or_else(|| anyhow::anyhow!("the client did not end"))??;
+    let numbers = outcome.ok_or_else(|| anyhow::anyhow!("the client did not end"))??;
     Ok(Outcome {
-        acknowledged,
-        unknown,
+        acknowledged: numbers.acknowledged,
+        unknown: numbers.unknown,
+        unanswered: numbers.unanswered,
         faults: faults.done(),
     })
 }
@@ -247,10 +269,12 @@ fn node_host(sim: &mut turmoil::Sim<'_>, seed: u64, id: u64, state: &NodeState) 
 fn gateway_host(sim: &mut turmoil::Sim<'_>, seed: u64, wires: &Arc<Wires>) {
     let wires = Arc::clone(wires);
     let clock = Arc::new(SimClock::default());
+    let starts = Arc::new(SeededRandom::new(seed ^ (104 << 32)));
     sim.host("gateway", move || {
-        let ports = ports(seed, 104, Arc::clone(&clock));
+        let ports = ports(seed ^ starts.next_u64(), 104, Arc::clone(&clock));
+        let wires = Arc::clone(&wires);
         let network = SimNetwork(Arc::clone(&wires));
-        async move {
+        let software = async move {
             let mut config = ptah_gateway::Config {
                 grpc_listen: "0.0.0.0:5555".into(),
                 metadata_address: "metadata:6224".into(),
@@ -267,6 +291,7 @@ fn gateway_host(sim: &mut turmoil::Sim<'_>, seed: u64, wires: &Arc<Wires>) {
             };
             let _running = ptah_gateway::start(config, deps).await?;
             std::future::pending().await
-        }
+        };
+        async move { wires.serve(software).await }
     });
 }
