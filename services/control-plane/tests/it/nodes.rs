@@ -1,5 +1,7 @@
 //! Nodes that join, die, come back, and come back as somebody else.
 
+use std::collections::BTreeSet;
+
 use ptah_rpc::clients::{NodeRegistration, ReplicaState};
 use ptah_types::{ClusterId, ErrorKind};
 
@@ -122,4 +124,40 @@ async fn new_stations_avoid_nodes_that_are_not_alive() {
         .unwrap();
     world.until_placed(8).await;
     assert!(world.nodes[0].groups().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_station_begins_although_one_of_its_nodes_died_before_it_opened_anything() {
+    let mut world = World::with_nodes(3).await;
+    world.nodes[0].refuse(true);
+    world
+        .management(0)
+        .create_station(&station("orders", 2, 3))
+        .await
+        .unwrap();
+    world.nodes[0].stop().await;
+    until_async("both partitions begin", async || {
+        let placements = world.placements().await;
+        placements
+            .iter()
+            .filter(|placement| placement.initialized)
+            .count()
+            == 2
+    })
+    .await;
+    for placement in world.placements().await {
+        let (opened, members): (Vec<_>, _) = placement
+            .replicas
+            .iter()
+            .map(|replica| (replica.opened, replica.node.get()))
+            .unzip();
+        let members: BTreeSet<u64> = members;
+        assert_eq!(opened.iter().filter(|opened| **opened).count(), 2);
+        assert_eq!(members, BTreeSet::from([1, 2, 3]), "the dead node stays a member");
+    }
+    // It comes back with its disk, and opens what waits for it.
+    let back = FakeNode::start(1, &[]).await;
+    back.start_reports(&world.plane_addresses());
+    world.nodes[0] = back;
+    world.until_placed(2).await;
 }
