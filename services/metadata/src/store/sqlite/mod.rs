@@ -7,6 +7,7 @@
 //!
 //! The statements are also valid on PostgreSQL (`$1` placeholders, upserts, no SQLite functions).
 
+mod keeper;
 mod mark;
 mod open;
 mod read;

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 
 use super::super::{Commit, Key, Lease, LeaseRequest, Precondition, StoreError, Write};
 use super::SqliteOptions;
+use super::keeper::MarkKeeper;
 use super::mark::{Mark, MarkFile, Numbers};
 use super::rows::{self, failed, from_sql, to_sql};
 
@@ -32,8 +33,7 @@ pub(super) enum Job {
 
 pub(super) struct Writer {
     pool: SqlitePool,
-    mark_file: MarkFile,
-    mark: Mark,
+    mark: MarkKeeper,
     newest: watch::Sender<u64>,
     clock: Arc<dyn Clock>,
     history_changes: u32,
@@ -53,8 +53,7 @@ impl Writer {
     ) -> Self {
         Self {
             pool,
-            mark_file,
-            mark,
+            mark: MarkKeeper::new(mark_file, mark),
             newest,
             clock: ports.clock.clone(),
             history_changes: options.history_changes,
@@ -172,9 +171,9 @@ impl Writer {
             revision: revision.saturating_sub(1),
             ..after
         };
-        self.raise_mark(before, after).await?;
+        self.mark.raise(before, after).await?;
         transaction.commit().await.map_err(commit_lost("commit"))?;
-        self.settle_mark(after).await;
+        self.mark.settle(after).await;
         self.newest.send_replace(revision);
         Ok(revision)
     }
@@ -204,14 +203,14 @@ impl Writer {
         };
         let moves = row.epoch != before.epoch;
         if moves {
-            self.raise_mark(numbers(before.epoch), numbers(row.epoch)).await?;
+            self.mark.raise(numbers(before.epoch), numbers(row.epoch)).await?;
         }
         transaction
             .commit()
             .await
             .map_err(commit_lost("change the lease"))?;
         if moves {
-            self.settle_mark(numbers(row.epoch)).await;
+            self.mark.settle(numbers(row.epoch)).await;
         }
         Ok(lease)
     }
@@ -237,50 +236,6 @@ impl Writer {
         let keep = self.history_changes;
         self.on_connection(async |_, connection| trim(connection, keep).await)
             .await
-    }
-
-    /// Makes the mark durable before numbers above it are used, with the numbers that hold if they are not.
-    async fn raise_mark(&mut self, before: Numbers, after: Numbers) -> Result<(), StoreError> {
-        let mark = Mark {
-            highest: after,
-            settled: before,
-            ..self.mark
-        };
-        self.write_mark(mark).await.map_err(|why| {
-            error!(%why, "mark of the metadata database cannot be written; commits are refused until it can");
-            StoreError::Unavailable {
-                action: "write the mark of the metadata database",
-                why,
-            }
-        })
-    }
-
-    /// Makes durable that the numbers are in use, before anybody is told them. Without it a copy of the database from just
-    /// before the commit would be taken for one whose commit was cut off.
-    async fn settle_mark(&mut self, now: Numbers) {
-        let mark = Mark {
-            highest: now,
-            settled: now,
-            ..self.mark
-        };
-        if let Err(why) = self.write_mark(mark).await {
-            error!(%why, "mark of the metadata database cannot be written; look after the disk that it is on");
-        }
-    }
-
-    async fn write_mark(&mut self, mark: Mark) -> Result<(), String> {
-        if mark == self.mark {
-            return Ok(());
-        }
-        let file = self.mark_file.clone();
-        match tokio::task::spawn_blocking(move || file.write(&mark)).await {
-            Ok(Ok(())) => {
-                self.mark = mark;
-                Ok(())
-            }
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(error) => Err(error.to_string()),
-        }
     }
 }
 
