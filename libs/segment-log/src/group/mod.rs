@@ -3,6 +3,7 @@
 mod checkpoint;
 mod checkpoint_file;
 mod damage;
+mod drops;
 mod flush;
 mod image;
 mod install;
