@@ -5,6 +5,8 @@ use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use ptah::client::DEFAULT_ROOT_PASSWORD;
+
 use crate::up::{Up, code, command, error, stderr, up_fails};
 
 /// Everything below a directory, with sizes and modes.
@@ -291,7 +293,7 @@ async fn the_default_password_is_replaced_by_one_of_its_own_at_a_later_start() {
     )
     .await;
     let list = ["station", "ls", "--password"];
-    let default = up.ptah(&[&list[..], &["memphis"]].concat()).await;
+    let default = up.ptah(&[&list[..], &[DEFAULT_ROOT_PASSWORD]].concat()).await;
     assert_eq!(code(&default), 6, "{}", stderr(&default));
     let own = up.ptah(&[&list[..], &["one of my own"]].concat()).await;
     assert_eq!(code(&own), 0, "{}", stderr(&own));
