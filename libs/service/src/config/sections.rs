@@ -44,7 +44,8 @@ impl TryFrom<String> for LogFormat {
 impl Default for LogConfig {
     fn default() -> Self {
         Self {
-            filter: "info".to_owned(),
+            // openraft tells every normal stop and start as an error; what it has to say to an operator, Ptah says.
+            filter: "info,openraft=off".to_owned(),
             format: LogFormat::Text,
         }
     }
