@@ -193,7 +193,8 @@ async fn a_directory_of_somebody_else_is_refused_untouched() {
     } else {
         tokio::process::Command::new(env!("CARGO_BIN_EXE_ptah"))
     };
-    up.args(["up", "--json", "--ephemeral-ports", "--data-dir"]).arg(&closed);
+    up.args(["up", "--json", "--ephemeral-ports", "--data-dir"])
+        .arg(&closed);
     let refused = tokio::time::timeout(std::time::Duration::from_secs(60), up.output())
         .await
         .expect("`ptah up` ends")
@@ -287,11 +288,7 @@ async fn the_default_password_is_replaced_by_one_of_its_own_at_a_later_start() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     Up::start(&data, &[]).await.stop().await;
-    let up = Up::start(
-        &data,
-        &["--bind", "0.0.0.0", "--root-password", "one of my own"],
-    )
-    .await;
+    let up = Up::start(&data, &["--bind", "0.0.0.0", "--root-password", "one of my own"]).await;
     let list = ["station", "ls", "--password"];
     let default = up.ptah(&[&list[..], &[DEFAULT_ROOT_PASSWORD]].concat()).await;
     assert_eq!(code(&default), 6, "{}", stderr(&default));
