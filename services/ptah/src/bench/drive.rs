@@ -59,13 +59,14 @@ pub(super) async fn produce(
         let answer_until = work.last_answer + client.timeout();
         // Answers first: what they free together leaves together.
         let due = work.pace.due(work.next);
+        let is_due = due <= Instant::now();
         let step = tokio::select! {
             biased;
             answer = tokio::time::timeout_at(answer_until, stream.next()), if work.is_waiting() => {
                 take(&mut work, answer, client.timeout())
             }
-            () = tokio::time::sleep_until(due), if work.may_send() && due > Instant::now() => Ok(()),
-            room = sender.room(), if work.may_send() => match room {
+            () = tokio::time::sleep_until(due), if work.may_send() && !is_due => Ok(()),
+            room = sender.room(), if work.may_send() && is_due => match room {
                 Ok(room) => {
                     room.send(work.batch());
                     Ok(())

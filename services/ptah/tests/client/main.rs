@@ -269,6 +269,16 @@ async fn one_at_a_time_is_measured_beside_the_disk() {
 }
 
 #[tokio::test]
+async fn a_rate_is_not_exceeded() {
+    let (_fake, address) = Fake::start(Fault::None).await;
+    let output = ptah(address, "bench produce --messages 400 --rate 1000 --json", b"").await;
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let rate = json(&output)["messages_per_second"].as_f64().unwrap();
+    // The last message leaves after 399 ms, however slow or fast everything else is.
+    assert!(rate <= 400.0 / 0.399, "{rate} a second");
+}
+
+#[tokio::test]
 async fn the_benchmark_fails_when_an_acknowledged_message_is_lost_doubled_or_damaged() {
     let cases = [
         (Fault::Lose(500), "lost"),
