@@ -7,12 +7,19 @@
 //! bounded over all clients too, few messages wait at a time; further ones are refused for now. Of one connection fewer
 //! still: what waits fills the connection's window, and those that were granted room must get through it.
 //!
+//! What a message becomes when it is decoded is bounded too, before that happens: [`RequestLimits`] holds its lists
+//! down, and about as much memory as they will take is taken from a second part of the budget before the last bytes are
+//! handed out. Who waits for that part holds bytes of the first; who holds both waits for neither, so that nobody
+//! waits for ever.
+//!
 //! The bytes of a call with one message go back when its handler has answered. Those of a message on a stream go back
 //! when the stream is asked for the next one, or when it ends. A handler that keeps them for longer takes the permit
 //! along: [`CurrentMessage::take`].
 
 mod body;
+mod limits;
 mod messages;
+mod scan;
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,16 +28,23 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use body::{MeterSettings, MeteredBody};
+pub use limits::RequestLimits;
+pub(crate) use limits::{RequestShape, Shapes};
 pub use messages::{IncomingMessages, RequestBody};
 
 /// Messages that wait for room at a time, over all clients.
 const WAITING_MESSAGES: usize = 256;
+
+/// What decoded lists may take beside the bytes that they came in: this part of the budget is added to it.
+const DECODED_PART: usize = 4;
 
 /// A budget. Clones share it.
 #[derive(Clone)]
 pub struct MessageBudget {
     free: Arc<Semaphore>,
     total: usize,
+    /// For what messages become when they are decoded.
+    decoded: Arc<Semaphore>,
     queue: WaitingPlaces,
 }
 
@@ -52,7 +66,8 @@ impl WaitingPlaces {
 /// A part of the budget; goes back when it is dropped.
 #[derive(Debug)]
 pub struct BudgetPermit {
-    _held: OwnedSemaphorePermit,
+    _received: OwnedSemaphorePermit,
+    decoded: Option<OwnedSemaphorePermit>,
 }
 
 /// The permit of the message that a call read last. Found in the extensions of requests on a port with a budget.
@@ -66,6 +81,7 @@ impl MessageBudget {
         Self {
             free: Arc::new(Semaphore::new(total)),
             total,
+            decoded: Arc::new(Semaphore::new(total / DECODED_PART)),
             queue: WaitingPlaces::new(WAITING_MESSAGES),
         }
     }
@@ -73,6 +89,12 @@ impl MessageBudget {
     /// All bytes of the budget.
     pub fn total_bytes(&self) -> usize {
         self.total
+    }
+
+    /// Permits for a decoded message. One that needs more than there is waits for all of it.
+    fn decoded_permits(&self, memory: u64) -> u32 {
+        let most = (self.total / DECODED_PART) as u64;
+        u32::try_from(memory.min(most)).unwrap_or(u32::MAX)
     }
 
     /// Bytes that messages hold now, with what is set aside for the one that has waited longest.
@@ -89,7 +111,16 @@ impl CurrentMessage {
     }
 
     fn set(&self, permit: OwnedSemaphorePermit) {
-        *self.0.lock() = Some(BudgetPermit { _held: permit });
+        *self.0.lock() = Some(BudgetPermit {
+            _received: permit,
+            decoded: None,
+        });
+    }
+
+    fn add_decoded(&self, permit: OwnedSemaphorePermit) {
+        if let Some(current) = self.0.lock().as_mut() {
+            current.decoded = Some(permit);
+        }
     }
 }
 

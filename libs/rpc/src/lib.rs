@@ -19,7 +19,7 @@ mod secret;
 mod server;
 mod wire;
 
-pub use budget::{BudgetPermit, CurrentMessage, IncomingMessages, MessageBudget, RequestBody};
+pub use budget::{BudgetPermit, CurrentMessage, IncomingMessages, MessageBudget, RequestBody, RequestLimits};
 pub use call::{CallEffect, call};
 pub use channels::{ChannelOptions, Channels, Credentials, RpcChannel};
 pub use clients::{ManagementClient, MetadataClient, NodeClient, PartitionClient, ReplicaClient};

@@ -28,7 +28,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::Service;
 
-use crate::{ClusterSecret, Listener, MessageBudget};
+use crate::{ClusterSecret, Listener, MessageBudget, RequestLimits};
 
 pub use connection::ConnectionCut;
 pub use front::Peer;
@@ -36,7 +36,7 @@ pub use options::ServerOptions;
 
 use connection::Acceptor;
 use front::{Admission, Front};
-use methods::StreamingMethods;
+use methods::Methods;
 use metrics::ServerMetrics;
 
 /// Descriptors of everything that a server can serve.
@@ -71,8 +71,8 @@ impl Server {
 
     /// A server for outside programs.
     pub fn public(budget: MessageBudget) -> Self {
-        let streaming = StreamingMethods::of(&DESCRIPTORS);
-        Self::new(Admission::Public(budget, streaming), ServerOptions::public())
+        let methods = Methods::of(&DESCRIPTORS, RequestLimits::default());
+        Self::new(Admission::Public(budget, methods), ServerOptions::public())
     }
 
     fn new(admission: Admission, options: ServerOptions) -> Self {
@@ -90,6 +90,15 @@ impl Server {
     #[must_use]
     pub fn options(mut self, options: ServerOptions) -> Self {
         self.options = options;
+        self
+    }
+
+    /// Other limits of what requests contain than the defaults. Only a public server looks into requests.
+    #[must_use]
+    pub fn request_limits(mut self, limits: RequestLimits) -> Self {
+        if let Admission::Public(_, methods) = &mut self.admission {
+            *methods = Methods::of(&DESCRIPTORS, limits);
+        }
         self
     }
 

@@ -14,13 +14,16 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit};
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
-use super::{CurrentMessage, MessageBudget, WaitingPlaces};
+use super::scan::Scan;
+use super::{CurrentMessage, MessageBudget, RequestShape, WaitingPlaces};
 use crate::RpcError;
 
 /// Compression flag and length, before every gRPC message.
 pub(super) const PREFIX_BYTES: usize = 5;
 /// A client that sends its message more slowly than this is cut off: 64 KiB per second.
 const SLOWEST_BYTES_PER_SECOND: u64 = 64 << 10;
+
+const NO_ROOM: &str = "no room for the message, too many are under way; retry later";
 
 /// Limits of a metered body.
 #[derive(Clone)]
@@ -36,6 +39,8 @@ pub(crate) struct MeterSettings {
     pub(crate) single: bool,
     /// Places of the connection for messages that wait for the budget.
     pub(crate) places: WaitingPlaces,
+    /// What the messages look like; `None` when nothing is known of the method, so that nobody decodes them.
+    pub(crate) request: Option<RequestShape>,
 }
 
 /// See the module above.
@@ -48,6 +53,7 @@ pub(crate) struct MeteredBody<B> {
     received: Bytes,
     /// Whether a message was begun.
     begun: bool,
+    scan: Option<Scan>,
     state: State,
 }
 
@@ -58,6 +64,8 @@ enum State {
     Waiting(Waiting),
     /// Inside a message.
     Message(Message),
+    /// The message is there but for its last bytes, and waits for the memory that it takes decoded.
+    Decoding(Decoding),
     /// Over, by an error or by the end of the stream.
     Over,
 }
@@ -69,6 +77,12 @@ struct Waiting {
     give_up: Pin<Box<Sleep>>,
     /// Places among all messages that wait, and among those of the connection.
     _places: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+}
+
+struct Decoding {
+    last: Bytes,
+    permit: BoxFuture<'static, Result<OwnedSemaphorePermit, AcquireError>>,
+    give_up: Pin<Box<Sleep>>,
 }
 
 struct Message {
@@ -114,6 +128,7 @@ where
             inner,
             budget,
             current,
+            scan: settings.request.clone().map(Scan::new),
             settings,
             received: Bytes::new(),
             begun: false,
@@ -191,6 +206,13 @@ where
             let message = format!("message of {message_bytes} bytes exceeds the limit of {limit} bytes");
             return self.refuse(ErrorKind::TooLarge, message);
         }
+        if let Some(scan) = &mut self.scan {
+            if prefix[0] != 0 {
+                let message = "the message is compressed, which was not agreed on".to_owned();
+                return self.refuse(ErrorKind::InvalidArgument, message);
+            }
+            scan.begin(message_bytes);
+        }
         // At most the budget, and that fits.
         let permits = u32::try_from(message_bytes).unwrap_or(u32::MAX);
         let free = Arc::clone(&self.budget.free);
@@ -242,8 +264,7 @@ where
         if waiting.give_up.as_mut().poll(cx).is_pending() {
             return Step::Give(Poll::Pending);
         }
-        let message = "no room for the message, too many are under way; retry later".to_owned();
-        self.refuse(ErrorKind::Exhausted, message)
+        self.refuse(ErrorKind::Exhausted, NO_ROOM.to_owned())
     }
 
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Step {
@@ -260,7 +281,8 @@ where
         if !self.received.is_empty() {
             let part = self.received.split_to(self.received.len().min(message.remaining));
             message.remaining -= part.len();
-            return give(part);
+            let last = message.remaining == 0;
+            return self.counted(part, last);
         }
         match self.receive(cx) {
             Poll::Ready(step) => {
@@ -271,6 +293,54 @@ where
             }
             Poll::Pending => self.poll_stalled(cx),
         }
+    }
+
+    /// Hands out a part of the message, unless there is too much in it. The last part waits until there is memory for
+    /// the whole message as it will be decoded.
+    fn counted(&mut self, part: Bytes, last: bool) -> Step {
+        let Some(scan) = &mut self.scan else {
+            return give(part);
+        };
+        if let Err(refusal) = scan.feed(&part) {
+            return self.refuse(refusal.kind, refusal.why);
+        }
+        let memory = scan.memory();
+        if !last || memory == 0 {
+            return give(part);
+        }
+        let permits = self.budget.decoded_permits(memory);
+        let free = Arc::clone(&self.budget.decoded);
+        if let Ok(permit) = Arc::clone(&free).try_acquire_many_owned(permits) {
+            self.current.add_decoded(permit);
+            return give(part);
+        }
+        self.state = State::Decoding(Decoding {
+            last: part,
+            permit: Box::pin(free.acquire_many_owned(permits)),
+            give_up: Box::pin(tokio::time::sleep(self.settings.wait_timeout)),
+        });
+        Step::GoOn
+    }
+
+    fn poll_decoding(&mut self, cx: &mut Context<'_>) -> Step {
+        let State::Decoding(decoding) = &mut self.state else {
+            return Step::GoOn;
+        };
+        match decoding.permit.as_mut().poll(cx) {
+            Poll::Ready(Ok(permit)) => {
+                let last = std::mem::take(&mut decoding.last);
+                self.current.add_decoded(permit);
+                self.state = State::Prefix(BytesMut::new());
+                return give(last);
+            }
+            // Nobody closes a budget.
+            Poll::Ready(Err(_)) => return self.refuse(ErrorKind::Unavailable, "stopping".to_owned()),
+            Poll::Pending => {}
+        }
+        if decoding.give_up.as_mut().poll(cx).is_pending() {
+            return Step::Give(Poll::Pending);
+        }
+        self.refuse(ErrorKind::Exhausted, NO_ROOM.to_owned())
     }
 
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Step {
@@ -310,6 +380,7 @@ where
                 State::Prefix(_) => body.poll_prefix(cx),
                 State::Waiting(_) => body.poll_waiting(cx),
                 State::Message(_) => body.poll_message(cx),
+                State::Decoding(_) => body.poll_decoding(cx),
                 State::Over => return Poll::Ready(None),
             };
             if let Step::Give(polled) = step {

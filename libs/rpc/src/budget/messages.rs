@@ -158,6 +158,7 @@ mod tests {
             wait_timeout: Duration::from_secs(30),
             single: false,
             places: WaitingPlaces::new(1),
+            request: None,
         };
         let budget = MessageBudget::new(1 << 20);
         let current = CurrentMessage::default();

@@ -21,7 +21,7 @@ use tower::Service as _;
 use crate::budget::{MeterSettings, MeteredBody, WaitingPlaces};
 use crate::secret::SECRET_HEADER;
 use crate::server::ServerOptions;
-use crate::server::methods::StreamingMethods;
+use crate::server::methods::Methods;
 use crate::server::metrics::{Outcome, ServerMetrics};
 use crate::wire::{WIRE_HEADER, agree_header};
 use crate::{ClusterSecret, CurrentMessage, MessageBudget, RequestBody, RpcError};
@@ -38,7 +38,7 @@ pub(super) enum Admission {
     /// Processes with the same secret.
     Cluster(ClusterSecret),
     /// Everybody, within a budget.
-    Public(MessageBudget, StreamingMethods),
+    Public(MessageBudget, Methods),
 }
 
 /// The front of all services of a server.
@@ -121,16 +121,19 @@ impl Front {
         let mut routes = self.routes.clone();
         match &self.admission {
             Admission::Cluster(_) => self.answer(routes.call(request), &admitted).await,
-            Admission::Public(budget, streaming) => {
+            Admission::Public(budget, methods) => {
                 // Kept until the handler has answered: a unary call drops its body long before.
                 let current = CurrentMessage::default();
                 request.extensions_mut().insert(current.clone());
+                let path = request.uri().path();
+                let method = methods.get(path);
                 let settings = MeterSettings {
-                    max_message_bytes: self.options.max_message_bytes,
+                    max_message_bytes: self.options.max_message_bytes.min(methods.message_bytes(path)),
                     stall_timeout: self.options.stall_timeout,
                     wait_timeout: self.options.wait_timeout,
-                    single: !streaming.contains(request.uri().path()),
+                    single: !method.is_some_and(|method| method.streams),
                     places,
+                    request: method.and_then(|method| method.request.clone()),
                 };
                 let streams = !settings.single;
                 let (budget, message) = (budget.clone(), current.clone());

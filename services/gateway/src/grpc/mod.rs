@@ -1,7 +1,7 @@
 //! Where generated types live: the public services, and the clients of the other services.
 //!
-//! Public side: [`door`] signs callers in, [`station`], [`message`] and [`cluster`] decode, call and encode, [`outgoing`]
-//! holds memory until an answer has left.
+//! Public side: [`door`] signs callers in, [`station`], [`message`] and [`cluster`] decode, call and encode,
+//! [`limits`] bounds what is decoded, [`outgoing`] holds memory until an answer has left.
 //! Inner side: [`append_link`], [`deliver_link`] and [`nodes`] speak to storage nodes, [`metadata`] to the store.
 
 pub mod append_link;
@@ -11,6 +11,7 @@ mod consume_stream;
 mod convert;
 pub mod deliver_link;
 mod door;
+mod limits;
 mod message;
 pub mod metadata;
 pub mod nodes;
@@ -70,6 +71,7 @@ pub fn add_to(server: Server, services: Services) -> Server {
         .max_decoding_message_size(MAX_RPC_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_RPC_MESSAGE_BYTES);
     server
+        .request_limits(limits::request_limits())
         .add_service(Door::new(stations, auth.clone()))
         .add_service(Door::new(messages, auth.clone()))
         .add_service(Door::new(cluster, auth))

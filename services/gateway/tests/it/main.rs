@@ -7,5 +7,6 @@ mod catalog;
 mod cluster;
 mod consume;
 mod faults;
+mod limits;
 mod produce;
 mod support;

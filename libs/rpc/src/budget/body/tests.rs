@@ -41,6 +41,7 @@ fn stream(budget: &MessageBudget, stall_timeout: Duration) -> Stream {
         wait_timeout: 2 * stall_timeout,
         single: false,
         places: WaitingPlaces::new(8),
+        request: None,
     };
     let body = MeteredBody::new(Sent(sent), budget.clone(), current.clone(), settings);
     Stream {
@@ -292,4 +293,66 @@ async fn only_so_many_messages_of_a_connection_wait_and_further_ones_are_refused
     drop(first);
     waiting.read(15).await;
     assert!(places.take().is_some(), "what got room waits no longer");
+}
+
+#[tokio::test]
+async fn a_list_that_is_too_long_is_refused_before_the_message_is_there() {
+    let mut encoded = vec![0];
+    encoded.put_u32(60 << 20);
+    encoded.extend([0x22, 0].repeat(1_025));
+    for method in ["Produce", "ProduceStream", "Ack"] {
+        let budget = MessageBudget::new(128 << 20);
+        let mut stream = stream(&budget, PATIENT);
+        stream.body.settings.max_message_bytes = 60 << 20;
+        stream.body.scan = Some(scan(&format!("{method}Request")));
+        let sent = if method == "ProduceStream" {
+            // The list is in a batch, and two batches are one when they are decoded.
+            let batch = [[0x12, 0xac, 0x02].to_vec(), [0x0a, 0].repeat(150)].concat();
+            [prefix(60 << 20), batch.repeat(7)].concat()
+        } else {
+            encoded.clone()
+        };
+        stream.send(sent);
+        let refused = stream.refused().await;
+        assert_eq!(refused.kind, ErrorKind::TooLarge, "{method}: {refused}");
+        assert!(
+            refused.message.contains("more than 1024 elements in `"),
+            "{refused}"
+        );
+        assert_eq!(budget.in_use_bytes(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_message_waits_for_the_memory_that_it_takes_decoded() {
+    let budget = MessageBudget::new(4 * LIMIT);
+    let many = [prefix(100), [0x22, 0].repeat(50)].concat();
+    let mut first = stream(&budget, PATIENT);
+    let mut second = stream(&budget, Duration::from_millis(5));
+    for stream in [&mut first, &mut second] {
+        stream.body.scan = Some(scan("ProduceRequest"));
+        stream.send(many.clone());
+    }
+    first.read(105).await;
+    second.read(5).await;
+    assert!(second.is_waiting());
+    let refused = second.refused().await;
+    assert_eq!(refused.kind, ErrorKind::Exhausted);
+
+    let mut third = stream(&budget, PATIENT);
+    third.body.scan = Some(scan("ProduceRequest"));
+    third.send(many);
+    third.read(5).await;
+    assert!(third.is_waiting());
+    let permit = first.current.take();
+    drop(first);
+    assert!(third.is_waiting(), "the handler has the message still");
+    drop(permit);
+    third.read(100).await;
+}
+
+fn scan(request: &str) -> Scan {
+    let shapes = crate::budget::Shapes::of(&[ptah_proto::FILE_DESCRIPTORS], &crate::RequestLimits::default());
+    let request = Arc::new(shapes).request(&format!(".ptah.api.v1.{request}"));
+    Scan::new(request.unwrap())
 }

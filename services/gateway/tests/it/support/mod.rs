@@ -505,6 +505,18 @@ impl ConsumeStream {
         next.unwrap().expect("the stream goes on").response.unwrap()
     }
 
+    /// The error that ends the stream.
+    pub(crate) async fn refused(&mut self) -> tonic::Status {
+        loop {
+            let next = tokio::time::timeout(LIMIT, self.responses.message()).await;
+            match next.expect("the stream says something") {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("the stream ended without an error"),
+                Err(status) => return status,
+            }
+        }
+    }
+
     /// Takes messages until there are `count`.
     pub(crate) async fn take(&mut self, count: usize) -> Vec<api::Message> {
         let mut messages = Vec::new();
@@ -538,12 +550,17 @@ impl ConsumeStream {
     }
 
     pub(crate) async fn ack(&self, message: &api::Message, confirm_id: u64) {
+        let range = api::SequenceRange {
+            first: message.sequence,
+            last: message.sequence,
+        };
+        self.ack_ranges(message.partition, vec![range], confirm_id).await;
+    }
+
+    pub(crate) async fn ack_ranges(&self, partition: u32, ranges: Vec<api::SequenceRange>, confirm_id: u64) {
         let ack = api::ConsumeAck {
-            partition: message.partition,
-            ranges: vec![api::SequenceRange {
-                first: message.sequence,
-                last: message.sequence,
-            }],
+            partition,
+            ranges,
             confirm_id,
         };
         self.say(api::consume_request::Request::Ack(ack)).await;
