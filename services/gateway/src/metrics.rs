@@ -162,6 +162,8 @@ counters! {
         pulls: Counter = "consume_pulls", "Pulls opened at storage nodes";
         /// Acknowledged sequences forwarded.
         acks: Counter = "consume_acks", "Acknowledged sequences forwarded";
+        /// Acknowledgements refused.
+        acks_refused: Counter = "consume_acks_refused", "Acknowledgements without room to wait for their partitions";
         /// Consume streams now.
         streams: Gauge = "consume_streams", "Consume streams open now";
         /// Damaged deliveries.

@@ -4,6 +4,8 @@
 //! hands them out; what was not sent goes back at once when the client goes; memory is bounded over all clients.
 //! Not here: who holds which message (storage nodes decide), the wire ([`crate::grpc`]).
 
+mod acknowledge;
+mod acks;
 pub mod budget;
 pub mod credit;
 mod drive;
@@ -32,6 +34,7 @@ use crate::leaders::Leaders;
 use crate::metrics::ConsumeMetrics;
 use crate::routing::Routing;
 
+use acks::AckRoom;
 use budget::ConsumeBudget;
 pub use credit::Amount;
 use link::{DeliverLink, DeliverTransport, LinkRunner, LinkStatus};
@@ -66,6 +69,7 @@ pub struct ConsumeShared {
     pub(crate) catalog: Catalog,
     pub(crate) metrics: ConsumeMetrics,
     pub(crate) budget: ConsumeBudget,
+    ack_room: AckRoom,
     transport: Arc<dyn DeliverTransport>,
     random: Arc<dyn Random>,
     links: Mutex<BTreeMap<NodeId, Arc<DeliverLink>>>,
@@ -183,6 +187,7 @@ impl Consumer {
             catalog: parts.leaders.catalog.clone(),
             metrics: parts.metrics,
             budget: parts.budget,
+            ack_room: AckRoom::new(),
             transport: parts.transport,
             random: parts.random,
             links: Mutex::default(),

@@ -8,9 +8,10 @@ use std::task::{Context, Poll, Waker};
 
 use futures_util::Stream;
 use parking_lot::Mutex;
-use ptah_partition::{RangeSet, SequenceRange};
+use ptah_partition::SequenceRange;
 use ptah_types::{ConsumerGroupId, PartitionKey, RaftGroupId};
 
+use super::acks::{ConfirmedAck, WaitingAcks};
 use super::credit::Amount;
 
 /// Ranges that one acknowledgement carries at most.
@@ -68,8 +69,9 @@ pub enum DeliverCommand {
 struct PullOutbox {
     open: Option<GroupOnPartition>,
     credit: Amount,
-    acks: RangeSet,
-    confirms: VecDeque<(u64, Vec<SequenceRange>)>,
+    acks: WaitingAcks,
+    /// By number, so that one that is sent again is there once.
+    confirms: BTreeMap<u64, Arc<ConfirmedAck>>,
     close: Option<Vec<SequenceRange>>,
     in_turn: bool,
 }
@@ -109,18 +111,16 @@ impl Outbox {
     }
 
     /// Acknowledges without an answer.
-    pub fn ack(&self, pull: u64, ranges: impl IntoIterator<Item = SequenceRange>) {
-        let add = |outbox: &mut PullOutbox| {
-            for range in ranges {
-                outbox.acks.insert(range);
-            }
-        };
-        self.change(pull, add, false);
+    pub(super) fn ack(&self, pull: u64, acks: WaitingAcks) {
+        self.change(pull, |outbox| outbox.acks.join(acks), false);
     }
 
     /// Acknowledges with an answer.
-    pub fn ack_confirmed(&self, pull: u64, ranges: Vec<SequenceRange>, confirm: u64) {
-        self.change(pull, |outbox| outbox.confirms.push_back((confirm, ranges)), false);
+    pub(super) fn ack_confirmed(&self, pull: u64, ack: Arc<ConfirmedAck>, confirm: u64) {
+        let add = |outbox: &mut PullOutbox| {
+            outbox.confirms.insert(confirm, ack);
+        };
+        self.change(pull, add, false);
     }
 
     /// Ends a pull, after what was said before.
@@ -196,20 +196,17 @@ impl PullOutbox {
             return Some(DeliverCommand::Open { pull, group, credit });
         }
         if !self.acks.is_empty() {
-            let ranges: Vec<_> = self.acks.iter().take(MAX_RANGES).collect();
-            for range in &ranges {
-                self.acks.remove(*range);
-            }
+            let ranges = self.acks.take(MAX_RANGES);
             return Some(DeliverCommand::Ack {
                 pull,
                 ranges,
                 confirm: 0,
             });
         }
-        if let Some((confirm, ranges)) = self.confirms.pop_front() {
+        if let Some((confirm, ack)) = self.confirms.pop_first() {
             return Some(DeliverCommand::Ack {
                 pull,
-                ranges,
+                ranges: ack.ranges.clone(),
                 confirm,
             });
         }
@@ -243,6 +240,9 @@ impl Stream for CommandStream {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use super::super::acks::AckRoom;
     use super::*;
     use ptah_types::{PartitionNumber, Sequence, StationId, TenantName};
 
@@ -262,6 +262,11 @@ mod tests {
         SequenceRange::new(Sequence::new(first).unwrap(), Sequence::new(last).unwrap()).unwrap()
     }
 
+    fn acks(ranges: &[SequenceRange]) -> WaitingAcks {
+        static ROOM: LazyLock<AckRoom> = LazyLock::new(AckRoom::new);
+        WaitingAcks::new(ranges, &ROOM).unwrap()
+    }
+
     fn all(outbox: &Outbox) -> Vec<DeliverCommand> {
         let mut state = outbox.state.lock();
         std::iter::from_fn(|| state.next_command()).collect()
@@ -272,8 +277,8 @@ mod tests {
         let outbox = Outbox::new();
         outbox.open(1, group());
         assert_eq!(all(&outbox).len(), 1);
-        outbox.ack(1, [range(1, 2)]);
-        outbox.ack(1, [range(3, 5), range(9, 9)]);
+        outbox.ack(1, acks(&[range(1, 2)]));
+        outbox.ack(1, acks(&[range(3, 5), range(9, 9)]));
         let one = Amount {
             messages: 1,
             bytes: 10,
@@ -299,7 +304,10 @@ mod tests {
     fn a_pull_is_closed_after_its_acknowledgements_and_takes_nothing_more() {
         let outbox = Outbox::new();
         outbox.open(1, group());
-        outbox.ack_confirmed(1, vec![range(1, 1)], 7);
+        let ack = ConfirmedAck::new(vec![range(1, 1)], &AckRoom::new()).unwrap();
+        // Sent again before it was written.
+        outbox.ack_confirmed(1, Arc::clone(&ack), 7);
+        outbox.ack_confirmed(1, ack, 7);
         outbox.close_pull(1, vec![range(2, 3)]);
         let commands = all(&outbox);
         assert!(matches!(
@@ -310,7 +318,7 @@ mod tests {
                 DeliverCommand::Close { .. }
             ]
         ));
-        outbox.ack(1, [range(2, 2)]);
+        outbox.ack(1, acks(&[range(2, 2)]));
         assert_eq!(all(&outbox), []);
     }
 }

@@ -1,31 +1,27 @@
 //! One consume stream of a client: shares its credit between partitions, buffers what they deliver, keeps order within
 //! each, and gives back what cannot be sent.
 //!
-//! Not here: finding leaders and opening pulls again ([`super::drive`]), the wire ([`crate::grpc`]).
+//! Not here: acknowledgements ([`super::acknowledge`]), finding leaders and opening pulls again ([`super::drive`]), the wire ([`crate::grpc`]).
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use ptah_partition::SequenceRange;
 use ptah_rpc::RpcError;
-use ptah_types::{Boundary, ErrorKind, PartitionNumber, StationId};
+use ptah_types::{Boundary, ErrorKind, StationId};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::ConsumeShared;
+use super::acks::AckRoom;
 use super::credit::{Amount, CreditBook};
 use super::link::{DeliveryPart, Pull};
 use super::outbox::GroupOnPartition;
-use super::slot::{Confirm, DeliveredRun, Received, Slot};
+use super::slot::{DeliveredRun, Received, Slot};
 use super::state::State;
 use crate::error::GatewayError;
 
-/// Confirmed acknowledgements of one stream that wait for their answers.
-const MAX_CONFIRMS: usize = 16_384;
-/// Runs of acknowledgements of one partition that wait for a leader.
-const MAX_WAITING_ACKS: usize = 16_384;
 /// Credit beyond this is as good as no limit.
 const MAX_CREDIT_MESSAGES: u64 = 1 << 30;
 
@@ -67,6 +63,9 @@ pub struct Session {
     pub(super) shared: Arc<ConsumeShared>,
     pub(super) state: Mutex<State>,
     pub(super) wake: Notify,
+    pub(super) ack_room: AckRoom,
+    /// An answer to an acknowledgement has left.
+    pub(super) answer_taken: Notify,
 }
 
 impl Session {
@@ -78,11 +77,14 @@ impl Session {
             .collect();
         let book = CreditBook::new(slots.len(), shared.settings.stream_bytes);
         let state = State::new(book, slots);
+        let ack_room = shared.ack_room.of_stream();
         Arc::new(Self {
             spec,
             shared,
             state: Mutex::new(state),
             wake: Notify::new(),
+            ack_room,
+            answer_taken: Notify::new(),
         })
     }
 
@@ -100,61 +102,12 @@ impl Session {
         self.wake.notify_one();
     }
 
-    /// The client acknowledges. With a confirm id the answer comes as an event.
-    pub fn ack(
-        &self,
-        partition: PartitionNumber,
-        ranges: Vec<SequenceRange>,
-        confirm_id: u64,
-    ) -> Result<(), GatewayError> {
-        let mut state = self.state.lock();
-        let state = &mut *state;
-        let slot = state.slots.iter_mut().find(|slot| slot.partition == partition);
-        let slot = slot.ok_or_else(|| {
-            GatewayError::invalid(format!(
-                "partition {partition} is not read by this stream; acknowledge what it delivers"
-            ))
-        })?;
-        self.shared
-            .metrics
-            .acks
-            .inc_by(ranges.iter().map(|range| range.count()).sum());
-        if confirm_id != 0 {
-            if state.confirms >= MAX_CONFIRMS {
-                let what = "too many acknowledgements of this stream wait for their answers";
-                state
-                    .acked
-                    .push_back((confirm_id, Some(GatewayError::Exhausted { what })));
-                state.wake_output();
-                return Ok(());
-            }
-            state.confirms += 1;
-            state.last_confirm += 1;
-            if let Some(pull) = &slot.pull {
-                pull.outbox
-                    .ack_confirmed(pull.id, ranges.clone(), state.last_confirm);
-            }
-            let confirm = Confirm {
-                client_id: confirm_id,
-                ranges,
-                deadline: Instant::now() + self.shared.settings.ack_deadline,
-            };
-            slot.confirms.insert(state.last_confirm, confirm);
-        } else if let Some(pull) = &slot.pull {
-            pull.outbox.ack(pull.id, ranges);
-        } else if slot.acks.len() < MAX_WAITING_ACKS {
-            for range in ranges {
-                slot.acks.insert(range);
-            }
-        }
-        Ok(())
-    }
-
     /// Next thing to say to the client. `None` at the end.
     pub fn poll_event(&self, cx: &mut Context<'_>) -> Poll<Option<Result<ConsumeEvent, GatewayError>>> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
-        if let Some((confirm_id, error)) = state.acked.pop_front() {
+        if let Some(answer) = self.next_answer(state) {
+            let (confirm_id, error) = (answer.confirm_id, answer.error);
             return Poll::Ready(Some(Ok(ConsumeEvent::Acked { confirm_id, error })));
         }
         if state.closed {
@@ -263,28 +216,6 @@ impl Session {
         state.wake_output();
     }
 
-    /// A confirmed acknowledgement was answered. What may work on another try is sent again until its deadline.
-    pub(super) fn ack_confirmed(&self, index: usize, pull: u64, confirm: u64, error: Option<RpcError>) {
-        let mut guard = self.state.lock();
-        let state = &mut *guard;
-        let Some(slot) = state.slots.get_mut(index).filter(|slot| slot.is_pull(pull)) else {
-            return;
-        };
-        if error.as_ref().is_some_and(|error| error.kind.is_retryable()) {
-            slot.resend_confirms_at = Some(Instant::now() + self.shared.backoff(slot.failures));
-            drop(guard);
-            self.wake.notify_one();
-            return;
-        }
-        if let Some(confirm) = slot.confirms.remove(&confirm) {
-            state.confirms -= 1;
-            state
-                .acked
-                .push_back((confirm.client_id, error.map(GatewayError::from)));
-            state.wake_output();
-        }
-    }
-
     /// A pull ended on the node's side, or its link is lost. What it delivered is still sent.
     pub(super) fn pull_ended(&self, index: usize, pull: u64, why: Option<RpcError>) {
         let mut guard = self.state.lock();
@@ -321,50 +252,13 @@ impl Session {
         };
         let acks = std::mem::take(&mut slot.acks);
         if !acks.is_empty() {
-            pull.outbox.ack(pull.id, acks.iter());
+            pull.outbox.ack(pull.id, acks);
         }
-        for (confirm, waiting) in &slot.confirms {
-            pull.outbox
-                .ack_confirmed(pull.id, waiting.ranges.clone(), *confirm);
-        }
-        slot.resend_confirms_at = None;
         slot.not_before = None;
         slot.pull = Some(pull);
+        slot.send_confirms();
         state.book.bound(index);
         state.distribute();
-    }
-
-    /// Answers confirmed acknowledgements that are out of time, and sends others again.
-    pub(super) fn tend_confirms(&self, state: &mut State, index: usize, now: Instant) {
-        let Some(slot) = state.slots.get_mut(index) else {
-            return;
-        };
-        while let Some(first) = slot.confirms.first_entry()
-            && first.get().deadline <= now
-        {
-            let confirm = first.remove();
-            let message = format!(
-                "partition {} of station `{}` did not say in time whether the acknowledgement is stored; send it again",
-                slot.partition, self.spec.station
-            );
-            state.confirms -= 1;
-            state.acked.push_back((
-                confirm.client_id,
-                Some(GatewayError::OutcomeUnknown(message.into())),
-            ));
-        }
-        if slot.resend_confirms_at.is_some_and(|at| at <= now) {
-            slot.resend_confirms_at = None;
-            if let Some(pull) = &slot.pull {
-                for (confirm, waiting) in &slot.confirms {
-                    pull.outbox
-                        .ack_confirmed(pull.id, waiting.ranges.clone(), *confirm);
-                }
-            }
-        }
-        if !state.acked.is_empty() {
-            state.wake_output();
-        }
     }
 }
 

@@ -10,6 +10,7 @@ use ptah_types::limits::MAX_BATCH_BYTES;
 use ptah_types::{PartitionNumber, Sequence};
 use tokio::time::Instant;
 
+use super::acks::{ConfirmedAck, WaitingAcks};
 use super::budget::Reservation;
 use super::link::{DeliveryPart, Pull};
 use super::outbox::GroupOnPartition;
@@ -65,7 +66,7 @@ struct Assembly {
 #[derive(Debug)]
 pub(super) struct Confirm {
     pub(super) client_id: u64,
-    pub(super) ranges: Vec<SequenceRange>,
+    pub(super) ack: Arc<ConfirmedAck>,
     pub(super) deadline: Instant,
 }
 
@@ -82,7 +83,7 @@ pub(super) struct Slot {
     pub(super) confirms: BTreeMap<u64, Confirm>,
     pub(super) resend_confirms_at: Option<Instant>,
     /// Acknowledgements that wait for a pull.
-    pub(super) acks: RangeSet,
+    pub(super) acks: WaitingAcks,
     pub(super) failures: u32,
     pub(super) not_before: Option<Instant>,
     /// Bytes to set aside before the next pull: the last one brought more than there was memory for.
@@ -115,7 +116,7 @@ impl Slot {
             unacknowledged: 0,
             confirms: BTreeMap::new(),
             resend_confirms_at: None,
-            acks: RangeSet::new(),
+            acks: WaitingAcks::default(),
             failures: 0,
             not_before: None,
             parked: None,

@@ -1,10 +1,12 @@
 //! What a consume stream knows: its credit, and per partition what came and was not sent.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::task::Waker;
 
 use ptah_partition::SequenceRange;
 
+use super::acks::ConfirmedAck;
 use super::credit::{Amount, CreditBook};
 use super::slot::{DeliveredRun, Slot};
 use crate::error::GatewayError;
@@ -21,12 +23,22 @@ pub(super) struct State {
     pub(super) idle_told: bool,
     /// The client took nothing for long: no new pulls until it does.
     pub(super) stalled: bool,
-    pub(super) acked: VecDeque<(u64, Option<GatewayError>)>,
-    pub(super) confirms: usize,
+    pub(super) answers: VecDeque<Answer>,
     pub(super) last_confirm: u64,
     pub(super) failed: Option<GatewayError>,
     pub(super) closed: bool,
     pub(super) waker: Option<Waker>,
+}
+
+/// What became of an acknowledgement.
+pub(super) struct Answer {
+    /// Id that the client gave.
+    pub(super) confirm_id: u64,
+    /// Why it is not stored.
+    pub(super) error: Option<GatewayError>,
+    /// Holds its room until the answer has left.
+    #[expect(dead_code, reason = "held until it is dropped")]
+    pub(super) ack: Option<Arc<ConfirmedAck>>,
 }
 
 impl State {
@@ -38,8 +50,7 @@ impl State {
             turn: 0,
             idle_told: false,
             stalled: false,
-            acked: VecDeque::new(),
-            confirms: 0,
+            answers: VecDeque::new(),
             last_confirm: 0,
             failed: None,
             closed: false,

@@ -9,6 +9,7 @@ use ptah_types::{
     Action, ConsumerGroupId, ErrorKind, PartitionNumber, Principal, StationName, TenantName, authorize,
 };
 
+use super::acks::sequences;
 use super::budget::Reservation;
 use super::group::partition_of;
 use super::{CONCURRENT_PARTITIONS, Consumer, GroupOnPartition, GroupRequest, StoredMessages};
@@ -81,10 +82,7 @@ impl Consumer {
             "acknowledge on partition {} of station `{}`",
             group.partition.partition, request.station
         );
-        self.shared
-            .metrics
-            .acks
-            .inc_by(ranges.iter().map(|range| range.count()).sum());
+        self.shared.metrics.acks.inc_by(sequences(&ranges));
         let call = |address: String| {
             let (calls, group, ranges) = (Arc::clone(&self.leaders.calls), group.clone(), ranges.clone());
             Box::pin(async move { calls.ack(address, group, ranges).await }) as _

@@ -9,7 +9,7 @@ use futures_util::Stream;
 use ptah_proto::api::v1 as pb;
 use ptah_proto::api::v1::consume_request::Request as Said;
 use ptah_proto::api::v1::consume_response::Response as Answer;
-use ptah_rpc::ConnectionCut;
+use ptah_rpc::{ConnectionCut, CurrentMessage};
 use ptah_service::{Stopping, TaskHandle};
 use ptah_types::PartitionNumber;
 use tokio::sync::oneshot;
@@ -64,6 +64,7 @@ impl Drop for Closing {
 struct Reader {
     services: Arc<Services>,
     caller: SignedIn,
+    permits: CurrentMessage,
     requests: Streaming<pb::ConsumeRequest>,
     stopping: Stopping,
 }
@@ -73,11 +74,12 @@ pub(super) fn serve(
     caller: SignedIn,
     cut: ConnectionCut,
     held: Held,
-    requests: Streaming<pb::ConsumeRequest>,
+    (permits, requests): (CurrentMessage, Streaming<pb::ConsumeRequest>),
 ) -> ConsumeStream {
     let reader = Reader {
         services: Arc::clone(services),
         caller,
+        permits,
         requests,
         stopping: services.tasks.stopping(),
     };
@@ -160,8 +162,12 @@ impl Reader {
     /// Reads until the client has nothing more to say; it may still be sent messages then.
     async fn read(&mut self, session: &Session) -> Result<(), GatewayError> {
         loop {
+            let next = async {
+                session.answers_taken().await;
+                self.requests.message().await
+            };
             let next = tokio::select! {
-                next = self.requests.message() => next,
+                next = next => next,
                 () = self.stopping.cancelled() => return Err(GatewayError::Stopping),
             };
             match next {
@@ -169,6 +175,8 @@ impl Reader {
                 Err(broken) => return Err(read_error(&broken)),
                 Ok(Some(request)) => take(session, request)?,
             }
+            // It is kept in another form, and the client may leave its answers unread for long.
+            drop(self.permits.take());
         }
     }
 }

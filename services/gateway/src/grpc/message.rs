@@ -38,10 +38,7 @@ impl MessageService for MessageApi {
         request: Request<pb::ProduceRequest>,
     ) -> Result<Response<pb::ProduceResponse>, Status> {
         let caller = caller(&request)?;
-        let permit = request
-            .extensions()
-            .get::<CurrentMessage>()
-            .and_then(CurrentMessage::take);
+        let permit = permits_of(&request).take();
         let request = request.into_inner();
         let produce = async {
             if request.messages.is_empty() {
@@ -76,11 +73,7 @@ impl MessageService for MessageApi {
         request: Request<Streaming<pb::ProduceStreamRequest>>,
     ) -> Result<Response<ProduceStream>, Status> {
         let caller = caller(&request)?;
-        let permits = request
-            .extensions()
-            .get::<CurrentMessage>()
-            .cloned()
-            .unwrap_or_default();
+        let permits = permits_of(&request);
         // Read past the generated server, whose buffer would keep the size of the largest message.
         let body = request.extensions().get::<RequestBody>().cloned();
         let requests = body.unwrap_or_default().take();
@@ -95,7 +88,9 @@ impl MessageService for MessageApi {
     ) -> Result<Response<Self::ConsumeStream>, Status> {
         let (caller, cut) = (caller(&request)?, cut_of(&request));
         let held = Held::default();
-        let stream = consume_stream::serve(&self.0, caller, cut, held.clone(), request.into_inner());
+        let permits = permits_of(&request);
+        let requests = (permits, request.into_inner());
+        let stream = consume_stream::serve(&self.0, caller, cut, held.clone(), requests);
         Ok(outgoing::stream(stream, held))
     }
 
@@ -190,6 +185,14 @@ impl MessageService for MessageApi {
         response.extensions_mut().insert(held);
         Ok(response)
     }
+}
+
+fn permits_of<T>(request: &Request<T>) -> CurrentMessage {
+    request
+        .extensions()
+        .get::<CurrentMessage>()
+        .cloned()
+        .unwrap_or_default()
 }
 
 pub(super) fn group_request(
