@@ -207,9 +207,11 @@ async fn start_node(
 ) -> anyhow::Result<Process> {
     let name = format!("storage-{id}");
     let data = root.join(&name).join("data");
+    // Tests need little room, and must not depend on how full the machine's disk is otherwise.
     let config = format!(
         "node_id = {id}\nname = \"{name}\"\ndata_dir = {data:?}\ngrpc_listen = \"{listen}\"\n\
-         control_plane_addresses = [\"{control}\"]\n{extra}"
+         control_plane_addresses = [\"{control}\"]\n\
+         [disk]\nfull_percent = 99\nreserve_bytes = 268435456\nenough_bytes = 268435456\n{extra}"
     );
     start_service(root, &name, "ptah-storage-node", config).await
 }
