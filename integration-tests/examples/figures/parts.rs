@@ -10,7 +10,7 @@ use crate::bench::{Run, median, middle};
 /// Rounds of alternating runs.
 const ROUNDS: usize = 3;
 /// Messages a second when the cost of a rate is measured.
-const RATE: u32 = 20_000;
+const RATE: u32 = 100_000;
 
 /// 128 B, window 1,000, one connection: as fast as it goes.
 pub(crate) async fn throughput() -> anyhow::Result<()> {
@@ -42,35 +42,42 @@ pub(crate) async fn throughput() -> anyhow::Result<()> {
     cluster.finish().await
 }
 
-/// The same rate on 1 and on 256 partitions: fsyncs a second of all storage nodes.
+/// The same rate on 1 and on 256 partitions: fsyncs a second of all storage nodes. One replica is measured on one node, so
+/// that both forms have the same disks to sync.
 pub(crate) async fn fsyncs() -> anyhow::Result<()> {
-    let forms = [(1, 1), (1, 256), (3, 1), (3, 256)];
-    let cluster = Cluster::start(3).await?;
-    let mut runs = vec![Vec::new(); forms.len()];
-    for _ in 0..ROUNDS {
-        for ((replicas, partitions), runs) in forms.iter().zip(&mut runs) {
-            let args = format!(
-                "--messages {} --rate {RATE} --window 1000 --replicas {replicas} --partitions {partitions}",
-                RATE * 5
-            );
-            runs.push(Run::produce(&cluster, &args).await?);
-        }
-    }
-    println!("\n| replicas | partitions | messages/s | fsyncs/s | p50 ms | p99 ms | server CPU us/message |");
+    println!(
+        "\n| replicas and nodes | partitions | messages/s | fsyncs/s | p50 ms | p99 ms | server CPU us/message |"
+    );
     println!("|---|---|---|---|---|---|---|");
-    for ((replicas, partitions), runs) in forms.iter().zip(&runs) {
-        println!(
-            "| {replicas} | {partitions} | {:.0} | {:.0} | {:.1} | {:.1} | {:.1} |",
-            middle(runs, |run| run.number("/messages_per_second"))?,
-            middle(runs, |run| Ok(
-                run.number("/fsyncs/count")? / run.number("/seconds")?
-            ))?,
-            middle(runs, |run| run.number("/latency/p50_us"))? / 1e3,
-            middle(runs, |run| run.number("/latency/p99_us"))? / 1e3,
-            middle(runs, |run| run.number("/server_cpu/us_per_message"))?,
-        );
+    for replicas in [1, 3] {
+        let cluster = Cluster::start(replicas).await?;
+        let mut runs = [Vec::new(), Vec::new()];
+        for _ in 0..ROUNDS {
+            for (partitions, runs) in [1, 256].into_iter().zip(&mut runs) {
+                let args = format!(
+                    "--messages {} --rate {RATE} --window 1000 --replicas {replicas} --partitions {partitions}",
+                    RATE * 5
+                );
+                runs.push(Run::produce(&cluster, &args).await?);
+            }
+        }
+        for (partitions, runs) in [1, 256].into_iter().zip(&runs) {
+            println!(
+                "| {replicas} | {partitions} | {:.0} | {:.0} | {:.1} | {:.1} | {:.1} |",
+                middle(runs, |run| run.number("/messages_per_second"))?,
+                middle(runs, fsyncs_per_second)?,
+                middle(runs, |run| run.number("/latency/p50_us"))? / 1e3,
+                middle(runs, |run| run.number("/latency/p99_us"))? / 1e3,
+                middle(runs, |run| run.number("/server_cpu/us_per_message"))?,
+            );
+        }
+        cluster.finish().await?;
     }
-    cluster.finish().await
+    Ok(())
+}
+
+fn fsyncs_per_second(run: &Run) -> anyhow::Result<f64> {
+    Ok(run.number("/fsyncs/count")? / run.number("/seconds")?)
 }
 
 /// One message at a time, beside what the disk alone takes in the same moments.
