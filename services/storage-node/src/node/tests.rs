@@ -232,13 +232,13 @@ async fn an_older_look_at_the_leadership_does_not_end_a_reign() {
     // From here on the other thread waits for the lock, and nobody leads yet.
     entered.recv().unwrap();
     alone.place();
-    while !node
-        .host
-        .replica(group())
-        .is_some_and(|replica| replica.leadership().ready)
-    {
+    let is_ready = |_| {
         std::thread::sleep(Duration::from_millis(2));
-    }
+        node.host
+            .replica(group())
+            .is_some_and(|replica| replica.leadership().ready)
+    };
+    assert!((0..15_000).any(is_ready), "no leader within 30 s");
     let reign = node.agree(&mut leaders, group()).unwrap();
     drop(leaders);
     assert!(late.join().unwrap(), "the other thread sees who leads now");
