@@ -5,7 +5,7 @@
 //! - Names (create, rename, remove, link) survive power loss only after `sync_dir` of their directory.
 //! - `rename` replaces an existing target atomically.
 //! - A file that is removed or renamed stays usable through handles that are open.
-//! - After an error of `write_at` or `sync_data` nothing may be assumed about the bytes concerned.
+//! - After an error of `write_at`, `write_back` or `sync_data` nothing may be assumed about the bytes concerned.
 
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,10 @@ pub trait DiskFile: Send + Sync {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `slices`, one after the other, at `offset`.
     fn write_at(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()>;
+    /// Hands the written bytes of a range to the device and waits until it took them, so that a later `sync_data` has
+    /// little left to do. Whoever syncs another file of the same device waits behind all that is under way there: large
+    /// writes are handed over piece by piece. Says nothing about power loss; an error is one of `write_at`.
+    fn write_back(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Makes everything written so far survive power loss.
     fn sync_data(&self) -> io::Result<()>;
     /// Cuts or extends (with zeros) the file.

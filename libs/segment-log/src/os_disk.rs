@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -46,6 +47,34 @@ impl DiskFile for OsFile {
             }
         }
         Ok(())
+    }
+
+    fn write_back(&self, offset: u64, len: u64) -> io::Result<()> {
+        let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        let (Ok(offset), Ok(len)) = (offset.try_into(), len.try_into()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        #[expect(unsafe_code, reason = "no crate wraps this call")]
+        // SAFETY: the call takes numbers only, and the descriptor is open as long as `self`.
+        let result = unsafe { libc::sync_file_range(self.0.as_raw_fd(), offset, len, flags) };
+        if result == 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error() {
+            // A file system without it, or a signal: `sync_data` does all of it later.
+            error
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENOSYS | libc::ESPIPE | libc::EINVAL)
+                ) =>
+            {
+                Ok(())
+            }
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            error => Err(error),
+        }
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use tokio::runtime::{Handle, RuntimeFlavor};
+
 /// Where such work runs; part of [`Ports`](crate::Ports).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Blocking {
@@ -24,9 +26,27 @@ impl Blocking {
     }
 }
 
+/// Steps about more bytes than this are worth another thread: copying them into fresh memory takes a millisecond.
+const LONG_STEP_BYTES: usize = 1 << 20;
+
+/// Runs a step of a task that copies or checks `bytes` bytes at once. While a long one runs another thread takes over
+/// the other tasks of this one; otherwise they would wait for 40 ms behind a message of 64 MiB. On a runtime of one
+/// thread (simulations) it is an ordinary call.
+pub fn long_step<T>(bytes: usize, step: impl FnOnce() -> T) -> T {
+    let beside = bytes >= LONG_STEP_BYTES
+        && Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if beside {
+        tokio::task::block_in_place(step)
+    } else {
+        step()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
     use std::thread;
+    use std::time::Duration;
 
     use super::*;
 
@@ -48,5 +68,26 @@ mod tests {
     async fn work_that_panics_is_an_error() {
         let failed = Blocking::Threads.run(|| panic!("on purpose")).await;
         assert!(failed.is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn other_tasks_of_the_thread_go_on_during_a_long_step() {
+        let step = async {
+            let (done, wait) = mpsc::channel();
+            // Woken by this task: it lies where only this thread would look for it.
+            let other = tokio::spawn(async move { done.send(()) });
+            let went_on = long_step(64 << 20, || wait.recv_timeout(Duration::from_secs(30)));
+            other.await.expect("the other task ends").expect("it is heard");
+            went_on
+        };
+        tokio::spawn(step)
+            .await
+            .expect("the step ends")
+            .expect("the other task went on");
+    }
+
+    #[tokio::test]
+    async fn a_long_step_on_a_runtime_of_one_thread_is_a_call() {
+        assert_eq!(long_step(64 << 20, || 7), 7);
     }
 }

@@ -18,7 +18,7 @@ mod shell;
 mod tasks;
 pub mod telemetry;
 
-pub use blocking::Blocking;
+pub use blocking::{Blocking, long_step};
 pub use config::{ClusterConfig, ConfigError, List, LogConfig, LogFormat, MonitorConfig, Secret, Settings};
 pub use error_text::error_text;
 pub use health::{Component, Health, NotReady};

@@ -16,7 +16,7 @@ pub struct ServerOptions {
     pub max_concurrent_streams: u32,
     /// Most calls of all connections whose handler has not answered yet; further ones are refused as exhausted.
     pub max_requests: usize,
-    /// Unread bytes that a client may send in one call.
+    /// Unread bytes that a client may send in one call; small messages of the call wait behind them.
     pub stream_window_bytes: u32,
     /// Unread bytes that a client may send on one connection.
     pub connection_window_bytes: u32,
@@ -60,7 +60,7 @@ impl ServerOptions {
             max_connections: 4_096,
             max_concurrent_streams: 1_024,
             max_requests: 8_192,
-            stream_window_bytes: 8 << 20,
+            stream_window_bytes: 1 << 20,
             connection_window_bytes: 32 << 20,
             max_frame_bytes: 256 << 10,
             max_send_buffer_bytes: 1 << 20,

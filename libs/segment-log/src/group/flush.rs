@@ -55,8 +55,8 @@ type Touched = BTreeMap<PathBuf, Arc<dyn DiskFile>>;
 /// Text file in a group's directory that says why it may not be used.
 pub(crate) const DAMAGE_MARKER: &str = "damaged";
 
-/// Most bytes that are written at once, but for one frame.
-const WRITE_BYTES: u64 = 4 << 20;
+/// Most bytes that are written at once, but for one frame: what the write-ahead log's sync may have to wait behind.
+const WRITE_BYTES: u64 = 1 << 20;
 /// Most frames that are looked at while appends wait.
 const GATHER_FRAMES: usize = 4096;
 
@@ -221,7 +221,11 @@ impl GroupLog {
             slices.push(IoSlice::new(header));
             slices.push(IoSlice::new(&piece.frame.payload));
         }
+        let len: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
         file.write_at(&mut slices, offset)?;
+        if len >= WRITE_BYTES / 4 {
+            file.write_back(offset, len)?;
+        }
         touched.insert(name.path, file);
         Ok(())
     }

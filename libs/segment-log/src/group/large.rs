@@ -42,7 +42,9 @@ impl GroupLog {
         let from = job.written.saturating_sub(skip) as usize;
         let to = end.saturating_sub(skip) as usize;
         slices.push(IoSlice::new(&job.frame.payload[from..to]));
-        file.write_at(&mut slices, file_offset(job.place.position + job.written))?;
+        let at = file_offset(job.place.position + job.written);
+        file.write_at(&mut slices, at)?;
+        file.write_back(at, end - job.written)?;
         count(&self.shared.counters.segment_bytes, end - job.written);
         job.written = end;
         if end < len {

@@ -156,6 +156,11 @@ impl DiskFile for SimFile {
         if fate == Fate::Last { Err(off()) } else { Ok(()) }
     }
 
+    /// Nothing: whatever was written may survive a power cut here, or not.
+    fn write_back(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         if let Err(error) = self.begin(SimOp::Sync) {
             if !self.disk.is_off() {

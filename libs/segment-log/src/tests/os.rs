@@ -115,3 +115,16 @@ fn a_vectored_write_of_many_slices_is_complete() {
     file.read_at(&mut last, 5 + 2999 * 7).unwrap();
     assert_eq!(last, [2999u32 as u8; 7]);
 }
+
+#[test]
+fn bytes_handed_to_the_device_are_still_there_and_a_range_without_bytes_is_no_error() {
+    let temporary = tempfile::tempdir().unwrap();
+    let file = OsDisk.create(&temporary.path().join("f")).unwrap();
+    let bytes = vec![7; 100_000];
+    file.write_at(&mut [std::io::IoSlice::new(&bytes)], 3).unwrap();
+    file.write_back(3, 100_000).unwrap();
+    file.write_back(1 << 40, 1 << 20).unwrap();
+    let mut read = vec![0; 100_000];
+    assert_eq!(file.read_at(&mut read, 3).unwrap(), 100_000);
+    assert_eq!(read, bytes);
+}

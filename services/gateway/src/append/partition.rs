@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use ptah_service::long_step;
 use ptah_types::limits::TARGET_BATCH_BYTES;
 use ptah_types::{NodeId, PartitionKey, RaftGroupId, SessionId};
 use tokio::sync::Notify;
@@ -164,7 +165,8 @@ impl PartitionAppender {
                 state.backlog_bytes -= parts.iter().map(|part| part.bytes).sum::<usize>();
                 parts
             };
-            let built = encode(parts);
+            let bytes = parts.iter().map(|part| part.bytes).sum();
+            let built = long_step(bytes, || encode(parts));
             let mut state = self.state.lock();
             state.building = false;
             for submission in built.rest.into_iter().rev() {

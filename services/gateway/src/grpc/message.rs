@@ -15,7 +15,7 @@ use super::convert::{
     group_config, message_to_proto, new_message, push_messages, ranges, result_to_proto, status,
 };
 use super::door::{caller, cut_of};
-use super::outgoing::{self, Held, Unseen};
+use super::outgoing::{self, Held, Unseen, single};
 use super::produce_stream::{self, ProduceStream};
 use crate::auth::SignedIn;
 use crate::consume::{GroupRequest, PullLimits};
@@ -116,11 +116,8 @@ impl MessageService for MessageApi {
             push_messages(run, &mut messages);
         }
         let memory = runs.into_iter().map(|run| run.reservation).collect();
-        let mut response = Response::new(pb::PullResponse { messages });
-        let held = Held::default();
-        held.add(self.0.consumer.budget().hand_over(memory, cut));
-        response.extensions_mut().insert(held);
-        Ok(response)
+        let memory = self.0.consumer.budget().hand_over(memory, cut);
+        Ok(single(pb::PullResponse { messages }, memory))
     }
 
     async fn ack(&self, request: Request<pb::AckRequest>) -> Result<Response<pb::AckResponse>, Status> {
@@ -175,15 +172,13 @@ impl MessageService for MessageApi {
                 }
             }
         }
-        let mut response = Response::new(pb::ReadResponse {
+        let response = pb::ReadResponse {
             messages,
             first_sequence: stored.first_sequence,
             next_sequence: stored.next_sequence,
-        });
-        let held = Held::default();
-        held.add(self.0.consumer.budget().hand_over(vec![answer.memory], cut));
-        response.extensions_mut().insert(held);
-        Ok(response)
+        };
+        let memory = self.0.consumer.budget().hand_over(vec![answer.memory], cut);
+        Ok(single(response, memory))
     }
 }
 

@@ -10,6 +10,7 @@ use ptah_rpc::clients::{LeaderStream as RpcLeaderStream, SequenceRange as RpcRan
 use ptah_rpc::convert::partition_key_to_proto;
 use ptah_rpc::records::ConsumerGroupConfig;
 use ptah_rpc::{Channels, PartitionClient, RpcError};
+use ptah_service::long_step;
 use ptah_types::limits::MAX_BATCH_BYTES;
 use ptah_types::{ErrorKind, GroupName, RaftGroupId};
 
@@ -128,6 +129,7 @@ impl Reading {
         let whole = if self.parts.is_empty() && response.payload.len() == total {
             response.payload
         } else {
+            self.parts.reserve(total - self.parts.len());
             self.parts.extend_from_slice(&response.payload);
             if self.parts.len() < total {
                 return Ok(());
@@ -136,7 +138,7 @@ impl Reading {
         };
         let damaged =
             |why: String| RpcError::new(ErrorKind::DataDamaged, format!("batch read from a node: {why}"));
-        if crc32c(&whole) != response.crc32c {
+        if long_step(whole.len(), || crc32c(&whole)) != response.crc32c {
             return Err(damaged("the checksum does not match".to_owned()));
         }
         let view = BatchView::parse(whole).map_err(|error| damaged(error.to_string()))?;

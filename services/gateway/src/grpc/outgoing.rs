@@ -16,6 +16,7 @@ use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame};
 use parking_lot::Mutex;
 use prost::Message;
+use ptah_service::long_step;
 use tonic::body::Body;
 use tonic::{Response, Status};
 
@@ -28,8 +29,7 @@ const FRAME_BYTES: usize = 32 << 10;
 /// Compression flag and length, before every gRPC message.
 const PREFIX_BYTES: usize = 5;
 
-/// What the next frame of an answer holds. A handler of a single answer puts it into the extensions; a stream fills it
-/// while it is polled.
+/// What the next frame of an answer holds. A stream fills it while it is polled.
 #[derive(Clone, Default)]
 pub(super) struct Held(Arc<Mutex<Vec<InTransport>>>);
 
@@ -178,8 +178,7 @@ fn encode(message: &impl Message, data: &mut BytesMut) -> Result<(), Status> {
     data.reserve(PREFIX_BYTES + bytes);
     data.put_u8(0);
     data.put_u32(length);
-    message
-        .encode(data)
+    long_step(bytes, || message.encode(data))
         .map_err(|error| Status::internal(format!("encode an answer: {error}")))
 }
 
@@ -196,6 +195,23 @@ where
     S: Stream<Item = Result<M, Status>> + Send + Unpin + 'static,
     M: Message + 'static,
 {
+    with_own_body(futures_util::stream::empty(), messages, held)
+}
+
+/// An answer of one message, which holds `memory` until it has left.
+pub(super) fn single<M: Message + Default + 'static>(message: M, memory: InTransport) -> Response<M> {
+    let held = Held::default();
+    held.add(memory);
+    let messages = futures_util::stream::iter([Ok(message)]);
+    with_own_body(M::default(), messages, held)
+}
+
+/// The generated server sees `unseen` only.
+fn with_own_body<T, S, M>(unseen: T, messages: S, held: Held) -> Response<T>
+where
+    S: Stream<Item = Result<M, Status>> + Send + Unpin + 'static,
+    M: Message + 'static,
+{
     let body = Body::new(HoldingBody {
         body: Body::new(MessageBody {
             messages,
@@ -205,28 +221,17 @@ where
         held,
         pieces: VecDeque::new(),
     });
-    let mut response = Response::new(futures_util::stream::empty());
+    let mut response = Response::new(unseen);
     let own = OwnBody(Arc::new(Mutex::new(Some(body))));
     response.extensions_mut().insert(own);
     response
 }
 
-/// Gives an answer the body that its handler made, or one that holds what its handler set aside.
+/// Gives an answer the body that its handler made.
 pub(super) fn finish(mut response: http::Response<Body>) -> http::Response<Body> {
-    if let Some(own) = response.extensions_mut().remove::<OwnBody>() {
-        return match own.0.lock().take() {
-            Some(body) => response.map(|_unseen| body),
-            None => response,
-        };
-    }
-    match response.extensions_mut().remove::<Held>() {
-        Some(held) => response.map(|body| {
-            Body::new(HoldingBody {
-                body,
-                held,
-                pieces: VecDeque::new(),
-            })
-        }),
+    let own = response.extensions_mut().remove::<OwnBody>();
+    match own.and_then(|own| own.0.lock().take()) {
+        Some(body) => response.map(|_unseen| body),
         None => response,
     }
 }

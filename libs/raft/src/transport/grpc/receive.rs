@@ -14,7 +14,7 @@ use openraft::error::Fatal;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
 use ptah_proto::raft::v1 as pb;
 use ptah_segment_log::{FRAME_HEADER_LEN, FrameKind, GroupLog};
-use ptah_service::Tasks;
+use ptah_service::{Tasks, long_step};
 use ptah_types::NodeId;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -167,13 +167,9 @@ impl Receiver {
             .head
             .take()
             .ok_or_else(|| self.refused(session.route, "the request has no head"))?;
-        let entries = decode_entries(
-            bytes,
-            session.route.group,
-            head.previous,
-            head.vote.leader_id.term,
-        )
-        .map_err(|error| self.refused(session.route, error))?;
+        let (group, term) = (session.route.group, head.vote.leader_id.term);
+        let entries = long_step(bytes.len(), || decode_entries(bytes, group, head.previous, term))
+            .map_err(|error| self.refused(session.route, error))?;
         self.find_room(session.route, &entries)?;
         let request = AppendEntriesRequest {
             vote: head.vote,
