@@ -48,6 +48,8 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
+    use tokio::task::JoinSet;
+
     use super::*;
 
     #[tokio::test]
@@ -72,18 +74,16 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn other_tasks_of_the_thread_go_on_during_a_long_step() {
-        let step = async {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async {
             let (done, wait) = mpsc::channel();
+            let mut other = JoinSet::new();
             // Woken by this task: it lies where only this thread would look for it.
-            let other = tokio::spawn(async move { done.send(()) });
-            let went_on = long_step(64 << 20, || wait.recv_timeout(Duration::from_secs(30)));
-            other.await.expect("the other task ends").expect("it is heard");
-            went_on
-        };
-        tokio::spawn(step)
-            .await
-            .expect("the step ends")
-            .expect("the other task went on");
+            other.spawn(async move { done.send(()) });
+            long_step(64 << 20, || wait.recv_timeout(Duration::from_secs(30)))
+        });
+        let went_on = tasks.join_next().await.expect("one task").expect("it ends");
+        went_on.expect("the other task went on");
     }
 
     #[tokio::test]
