@@ -192,7 +192,7 @@ async fn start_metadata(root: &Path, listen: &str) -> anyhow::Result<Process> {
 
 async fn start_control(root: &Path, listen: &str, metadata: &str) -> anyhow::Result<Process> {
     let config = format!(
-        "grpc_listen = \"{listen}\"\nmetadata_address = \"{metadata}\"\n\
+        "grpc_listen = \"{listen}\"\nmetadata_addresses = [\"{metadata}\"]\n\
          [bootstrap]\nroot_password = \"memphis\"\nallow_default_password = true\n"
     );
     start_service(root, "control", "ptah-control-plane", config).await
@@ -218,7 +218,7 @@ async fn start_node(
 
 async fn start_gateway(root: &Path, listen: &str, metadata: &str, control: &str) -> anyhow::Result<Process> {
     let config = format!(
-        "grpc_listen = \"{listen}\"\nmetadata_address = \"{metadata}\"\ncontrol_plane_addresses = [\"{control}\"]\n"
+        "grpc_listen = \"{listen}\"\nmetadata_addresses = [\"{metadata}\"]\ncontrol_plane_addresses = [\"{control}\"]\n"
     );
     start_service(root, "gateway", "ptah-gateway", config).await
 }

@@ -205,7 +205,7 @@ fn control_host(sim: &mut turmoil::Sim<'_>, seed: u64, wires: &Arc<Wires>) {
         let software = async move {
             let mut config = ptah_control_plane::Config {
                 grpc_listen: "0.0.0.0:6223".into(),
-                metadata_address: "metadata:6224".into(),
+                metadata_addresses: ptah_service::List(vec!["metadata:6224".into()]),
                 cluster: cluster(),
                 ..Default::default()
             };
@@ -277,7 +277,7 @@ fn gateway_host(sim: &mut turmoil::Sim<'_>, seed: u64, wires: &Arc<Wires>) {
         let software = async move {
             let mut config = ptah_gateway::Config {
                 grpc_listen: "0.0.0.0:5555".into(),
-                metadata_address: "metadata:6224".into(),
+                metadata_addresses: ptah_service::List(vec!["metadata:6224".into()]),
                 cluster: cluster(),
                 ..Default::default()
             };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::Uri;
@@ -123,12 +124,20 @@ impl Channels {
     /// The channel to `address` (`host:port`). It connects at the first call and again after every loss; a call
     /// while there is no connection fails as unavailable within the connect timeout.
     pub fn to(&self, address: &str) -> Result<RpcChannel, RpcError> {
+        self.to_any(&[address.to_owned()])
+    }
+
+    /// A channel to one of several instances of the same service, by `host:port`. Every connection that is made tries them
+    /// in turn, beginning behind the one that was used last, so that one that hangs is not tried again and again; a call
+    /// fails as unavailable when none of them takes a connection within the connect timeout.
+    pub fn to_any(&self, addresses: &[String]) -> Result<RpcChannel, RpcError> {
+        let name = addresses.join(",");
         let mut open = self.open.lock();
-        if let Some(channel) = open.get(address) {
+        if let Some(channel) = open.get(&name) {
             return Ok(channel.clone());
         }
-        let channel = self.make(address)?;
-        open.insert(address.to_owned(), channel.clone());
+        let channel = self.make(addresses)?;
+        open.insert(name, channel.clone());
         Ok(channel)
     }
 
@@ -137,24 +146,66 @@ impl Channels {
         self.open.lock().remove(address);
     }
 
-    fn make(&self, address: &str) -> Result<RpcChannel, RpcError> {
+    fn make(&self, addresses: &[String]) -> Result<RpcChannel, RpcError> {
         let options = &self.options;
-        let endpoint = endpoint(address)?
+        for address in addresses {
+            endpoint(address)?;
+        }
+        // The first one names the service in requests, whichever is connected.
+        let endpoint = endpoint(addresses.first().map_or("", String::as_str))?
             .http2_keep_alive_interval(options.keep_alive_interval)
             .keep_alive_timeout(options.keep_alive_timeout)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(options.stream_window_bytes)
             .initial_connection_window_size(options.connection_window_bytes)
             .max_frame_size(options.max_frame_bytes);
-        let network = Arc::clone(&self.network);
-        let address: Arc<str> = address.into();
-        let deadline = options.connect_timeout;
+        let instances = Arc::new(Instances {
+            network: Arc::clone(&self.network),
+            addresses: addresses.to_vec(),
+            next: AtomicUsize::new(0),
+            deadline: options.connect_timeout,
+        });
         let connector = tower::service_fn(move |_: Uri| {
-            let (network, address) = (Arc::clone(&network), Arc::clone(&address));
-            async move { connect(&*network, &address, deadline).await.map(TokioIo::new) }
+            let instances = Arc::clone(&instances);
+            async move { instances.connect().await.map(TokioIo::new) }
         });
         let channel = endpoint.connect_with_connector_lazy(connector);
         Ok(InterceptedService::new(channel, self.credentials.clone()))
+    }
+}
+
+/// Where a channel may connect to.
+struct Instances {
+    network: Arc<dyn Network>,
+    addresses: Vec<String>,
+    /// The one to try first.
+    next: AtomicUsize,
+    /// For all attempts of one connection together.
+    deadline: Duration,
+}
+
+impl Instances {
+    async fn connect(&self) -> io::Result<BoxIo> {
+        let count = self.addresses.len();
+        let first = self.next.load(Ordering::Relaxed);
+        let patience = self.deadline / u32::try_from(count).unwrap_or(u32::MAX);
+        let mut failures: Option<io::Error> = None;
+        for number in first..first + count {
+            let address = &self.addresses[number % count];
+            match connect(&*self.network, address, patience).await {
+                Ok(io) => {
+                    self.next.store(number + 1, Ordering::Relaxed);
+                    return Ok(io);
+                }
+                Err(error) => {
+                    failures = Some(match failures {
+                        None => error,
+                        Some(before) => io::Error::new(error.kind(), format!("{before}; {error}")),
+                    });
+                }
+            }
+        }
+        Err(failures.unwrap_or_else(|| io::ErrorKind::InvalidInput.into()))
     }
 }
 
@@ -212,5 +263,33 @@ mod tests {
             assert_eq!(error.kind, ErrorKind::InvalidArgument, "{bad}");
         }
         assert!(channels.to("[::1]:6222").is_ok());
+        assert!(channels.to_any(&[]).is_err());
+        assert!(channels.to_any(&["a:1".to_owned(), "b".to_owned()]).is_err());
+    }
+
+    #[tokio::test]
+    async fn connections_go_to_the_instances_in_turn_and_past_those_that_do_not_answer() {
+        let network = Arc::new(TcpNetwork::new());
+        let mut listeners = Vec::new();
+        for _ in 0..3 {
+            listeners.push(network.bind("127.0.0.1:0").await.unwrap());
+        }
+        let mut addresses: Vec<String> = listeners.iter().map(|l| l.local_addr().to_string()).collect();
+        // Nobody listens at the second one.
+        drop(listeners.remove(1));
+        let instances = Instances {
+            network,
+            addresses: addresses.clone(),
+            next: AtomicUsize::new(0),
+            deadline: Duration::from_secs(30),
+        };
+        for listener in [0, 1, 0, 1] {
+            let (connected, accepted) = tokio::join!(instances.connect(), listeners[listener].accept());
+            assert!(connected.is_ok() && accepted.is_ok());
+        }
+        listeners.clear();
+        let refused = instances.connect().await.map(|_| ()).unwrap_err().to_string();
+        addresses.retain(|address| !refused.contains(address.as_str()));
+        assert_eq!(addresses, Vec::<String>::new(), "not told: {refused}");
     }
 }

@@ -64,8 +64,8 @@ pub async fn start(config: Config, deps: Deps) -> anyhow::Result<ControlPlane> {
     let channels = Channels::new(deps.network.clone(), secret.clone());
     let client = MetadataClient::new(
         channels
-            .to(&config.metadata_address)
-            .context("setting `metadata_address`")?,
+            .to_any(&config.metadata_addresses)
+            .context("setting `metadata_addresses`")?,
     );
     let parts = Parts {
         metrics: Metrics::new(&deps.metrics),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ptah_service::{ClusterConfig, ConfigError, LogConfig, MonitorConfig, Secret, Settings};
+use ptah_service::{ClusterConfig, ConfigError, List, LogConfig, MonitorConfig, Secret, Settings};
 use ptah_types::{InvalidName, NodeName};
 use serde::{Deserialize, Serialize};
 
@@ -21,8 +21,8 @@ pub struct Config {
     pub name: String,
     /// Where gateways and storage nodes reach the control plane.
     pub grpc_listen: String,
-    /// host:port of the metadata service.
-    pub metadata_address: String,
+    /// host:port of each instance of the metadata service; any of them is asked.
+    pub metadata_addresses: List,
     /// How long the right to decide holds without renewal, in milliseconds; another control plane takes over that long
     /// after this one died.
     pub lease_ttl_ms: u32,
@@ -59,7 +59,7 @@ impl Default for Config {
         Self {
             name: String::new(),
             grpc_listen: "127.0.0.1:6223".to_owned(),
-            metadata_address: "127.0.0.1:6224".to_owned(),
+            metadata_addresses: List(vec!["127.0.0.1:6224".to_owned()]),
             lease_ttl_ms: 6_000,
             node_alive_window_ms: 5_000,
             report_interval_ms: 1_000,
@@ -135,13 +135,16 @@ impl Settings for Config {
         self.cluster.validate()?;
         self.bootstrap.validate()?;
         self.instance_name(0)?;
-        for (key, value) in [
-            ("grpc_listen", &self.grpc_listen),
-            ("metadata_address", &self.metadata_address),
-        ] {
+        let metadata = self.metadata_addresses.iter();
+        let metadata = metadata.map(|address| ("metadata_addresses", address));
+        for (key, value) in [("grpc_listen", &self.grpc_listen)].into_iter().chain(metadata) {
             if value.is_empty() {
                 return Err(ConfigError::invalid(key, "is empty; use host:port"));
             }
+        }
+        if self.metadata_addresses.is_empty() {
+            let why = "is empty; name at least one host:port";
+            return Err(ConfigError::invalid("metadata_addresses", why));
         }
         let ranges = [
             ("lease_ttl_ms", self.lease_ttl_ms, 1_000, 60_000),
@@ -184,7 +187,7 @@ mod tests {
     const KEYS: [&str; 15] = [
         "name",
         "grpc_listen",
-        "metadata_address",
+        "metadata_addresses",
         "lease_ttl_ms",
         "node_alive_window_ms",
         "report_interval_ms",

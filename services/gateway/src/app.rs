@@ -142,7 +142,7 @@ impl Base {
         }
         let metadata = Arc::new(GrpcMetadata {
             channels: self.channels.clone(),
-            address: self.config.metadata_address.clone(),
+            addresses: self.config.metadata_addresses.to_vec(),
         });
         let cluster_id = follow_cluster_id(&self.tasks, Arc::clone(&metadata));
         let sync = CatalogSync {
@@ -199,7 +199,7 @@ impl Base {
         let control = Control::new(
             self.channels.clone(),
             addresses,
-            config.metadata_address.clone(),
+            config.metadata_addresses.to_vec(),
             Arc::clone(&self.ports.random),
             catalog.clone(),
         );
@@ -220,7 +220,7 @@ impl Base {
         Services {
             auth: Auth::new(
                 catalog.clone(),
-                &config.metadata_address,
+                &config.metadata_addresses,
                 config.auth_settings(),
                 &self.ports,
                 metrics.auth.clone(),

@@ -112,10 +112,10 @@ pub struct Auth {
 }
 
 impl Auth {
-    /// Sign-in for the users of the catalog, which come from the metadata service at `metadata_address`.
+    /// Sign-in for the users of the catalog, which come from the metadata service at `metadata_addresses`.
     pub fn new(
         catalog: Catalog,
-        metadata_address: &str,
+        metadata_addresses: &[String],
         settings: AuthSettings,
         ports: &Ports,
         metrics: AuthMetrics,
@@ -140,7 +140,8 @@ impl Auth {
             decoy: decoy.map(|hash| hash.to_string()).unwrap_or_default(),
             not_known_yet: GatewayError::Unavailable(
                 format!(
-                    "users are not known yet: metadata at `{metadata_address}` does not answer; try again"
+                    "users are not known yet: metadata at `{}` does not answer; try again",
+                    metadata_addresses.join(", ")
                 )
                 .into(),
             ),

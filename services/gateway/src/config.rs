@@ -24,8 +24,8 @@ pub struct Config {
     pub grpc_listen: String,
     /// Name in the logs of other processes.
     pub name: String,
-    /// host:port of the metadata service.
-    pub metadata_address: String,
+    /// host:port of each instance of the metadata service; any of them is asked.
+    pub metadata_addresses: List,
     /// host:port of each control plane; any of them is asked.
     pub control_plane_addresses: List,
     /// Whether user `root` may sign in with the password that a new cluster on a laptop has. Without the setting: only
@@ -104,7 +104,7 @@ impl Default for Config {
         Self {
             grpc_listen: "127.0.0.1:5555".to_owned(),
             name: "gateway".to_owned(),
-            metadata_address: "127.0.0.1:6224".to_owned(),
+            metadata_addresses: List(vec!["127.0.0.1:6224".to_owned()]),
             control_plane_addresses: List(vec!["127.0.0.1:6223".to_owned()]),
             allow_default_password: None,
             catalog_file: PathBuf::new(),
@@ -210,20 +210,23 @@ impl Settings for Config {
 impl Config {
     fn validate_addresses(&self) -> Result<(), ConfigError> {
         let must_listen = ("grpc_listen", self.grpc_listen.as_str(), 0);
-        let must_dial = ("metadata_address", self.metadata_address.as_str(), 1);
-        let control_planes = self.control_plane_addresses.0.iter();
-        let control_planes = control_planes.map(|address| ("control_plane_addresses", address.as_str(), 1));
-        for (key, address, least_port) in [must_listen, must_dial].into_iter().chain(control_planes) {
+        let lists = [
+            ("metadata_addresses", &self.metadata_addresses),
+            ("control_plane_addresses", &self.control_plane_addresses),
+        ];
+        let must_dial = lists
+            .into_iter()
+            .flat_map(|(key, list)| list.iter().map(move |address| (key, address.as_str(), 1)));
+        for (key, address, least_port) in [must_listen].into_iter().chain(must_dial) {
             if !is_address(address, least_port) {
                 let why = format!("has `{address}`, which is not an address; write host:port");
                 return Err(ConfigError::invalid(key, why));
             }
         }
-        if self.control_plane_addresses.is_empty() {
-            return Err(ConfigError::invalid(
-                "control_plane_addresses",
-                "is empty; name at least one host:port",
-            ));
+        for (key, list) in lists {
+            if list.is_empty() {
+                return Err(ConfigError::invalid(key, "is empty; name at least one host:port"));
+            }
         }
         Ok(())
     }
@@ -359,14 +362,14 @@ mod tests {
             ("consume.ack_deadline_ms", |config| {
                 config.consume.ack_deadline_ms = 9
             }),
-            ("metadata_address", |config| {
-                config.metadata_address = "127.0.0.1".to_owned();
+            ("metadata_addresses", |config| {
+                config.metadata_addresses = List(vec!["127.0.0.1".to_owned()]);
             }),
-            ("metadata_address", |config| {
-                config.metadata_address = "metadata:0".to_owned();
+            ("metadata_addresses", |config| {
+                config.metadata_addresses = List(vec!["metadata:0".to_owned()]);
             }),
-            ("metadata_address", |config| {
-                config.metadata_address = "http://metadata:6224".to_owned();
+            ("metadata_addresses", |config| {
+                config.metadata_addresses = List(vec!["http://metadata:6224".to_owned()]);
             }),
             ("grpc_listen", |config| config.grpc_listen = ":5555".to_owned()),
             ("grpc_listen", |config| config.grpc_listen = "::1:5555".to_owned()),
@@ -383,7 +386,7 @@ mod tests {
         }
         let well: [Change; 3] = [
             |config| config.grpc_listen = "[::]:0".to_owned(),
-            |config| config.metadata_address = "metadata.example:6224".to_owned(),
+            |config| config.metadata_addresses = List(vec!["metadata.example:6224".to_owned()]),
             |config| config.create_deadline_ms = 10,
         ];
         for (index, change) in well.into_iter().enumerate() {

@@ -40,7 +40,7 @@ pub struct Control {
 struct Inner {
     channels: Channels,
     addresses: Vec<String>,
-    metadata_address: String,
+    metadata_addresses: Vec<String>,
     /// Address that answered last.
     preferred: AtomicUsize,
     random: Arc<dyn Random>,
@@ -48,18 +48,18 @@ struct Inner {
 }
 
 impl Control {
-    /// A control plane behind these addresses, which records what it decides at `metadata_address`.
+    /// A control plane behind these addresses, which records what it decides at `metadata_addresses`.
     pub fn new(
         channels: Channels,
         addresses: Vec<String>,
-        metadata_address: String,
+        metadata_addresses: Vec<String>,
         random: Arc<dyn Random>,
         catalog: Catalog,
     ) -> Self {
         let inner = Inner {
             channels,
             addresses,
-            metadata_address,
+            metadata_addresses,
             preferred: AtomicUsize::new(0),
             random,
             catalog,
@@ -144,9 +144,9 @@ impl Control {
     /// That the metadata service does not answer, if it does not.
     pub fn metadata_outage(&self) -> Option<String> {
         let why = self.inner.catalog.outage()?;
-        let address = &self.inner.metadata_address;
+        let addresses = self.inner.metadata_addresses.join(", ");
         Some(format!(
-            "the metadata service at `{address}` does not answer ({why})"
+            "the metadata service at `{addresses}` does not answer ({why})"
         ))
     }
 

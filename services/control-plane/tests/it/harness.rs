@@ -135,7 +135,7 @@ impl World {
                 ..BootstrapConfig::default()
             },
             grpc_listen: "127.0.0.1:0".to_owned(),
-            metadata_address: self.store.address.clone(),
+            metadata_addresses: ptah_service::List(vec![self.store.address.clone()]),
             lease_ttl_ms: 1_500,
             node_alive_window_ms: 1_000,
             report_interval_ms: 100,

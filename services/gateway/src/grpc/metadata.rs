@@ -11,14 +11,14 @@ use crate::catalog::sync::{CatalogChanges, ChangeStream, KINDS, Listing, Metadat
 pub struct GrpcMetadata {
     /// Connections.
     pub channels: Channels,
-    /// host:port of the service.
-    pub address: String,
+    /// host:port of each instance of the service.
+    pub addresses: Vec<String>,
 }
 
 impl GrpcMetadata {
     /// A client of the service.
     pub fn client(&self) -> Result<MetadataClient, RpcError> {
-        Ok(MetadataClient::new(self.channels.to(&self.address)?))
+        Ok(MetadataClient::new(self.channels.to_any(&self.addresses)?))
     }
 }
 

@@ -287,7 +287,7 @@ async fn a_station_that_cannot_be_made_says_who_does_not_answer_and_what_to_do()
     cluster.metadata.down.send_replace(true);
     let metadata = format!(
         "the metadata service at `{}` does not answer",
-        cluster.config.metadata_address
+        cluster.config.metadata_addresses[0]
     );
     let named = async { while !create().await.message().contains(&metadata) {} };
     tokio::time::timeout(crate::support::LIMIT, named)

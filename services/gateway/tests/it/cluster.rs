@@ -70,7 +70,7 @@ async fn metadata_that_does_not_answer_is_a_trouble_of_the_cluster() {
     let told = until_troubles(&cluster, true).await;
     let expected = format!(
         "the metadata service at `{}` does not answer",
-        cluster.config.metadata_address
+        cluster.config.metadata_addresses[0]
     );
     assert!(told.troubles[0].contains(&expected), "{:?}", told.troubles);
     assert_eq!(told.nodes[0].disk_free_bytes, Some(100 << 20), "the rest is told");

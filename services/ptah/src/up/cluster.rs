@@ -150,7 +150,7 @@ impl Cluster {
             // The lock on the directory proves that an earlier one of this name is gone: no need to wait for its lease.
             name: "up".to_owned(),
             grpc_listen: CONTROL_PLANE.to_owned(),
-            metadata_address: METADATA.to_owned(),
+            metadata_addresses: List(vec![METADATA.to_owned()]),
             cluster: cluster_config(secret),
             ..ptah_control_plane::Config::default()
         };
@@ -212,7 +212,7 @@ impl Cluster {
         let config = ptah_gateway::Config {
             grpc_listen: plan.doors.grpc.to_string(),
             catalog_file: dir.join("catalog"),
-            metadata_address: METADATA.to_owned(),
+            metadata_addresses: List(vec![METADATA.to_owned()]),
             control_plane_addresses: List(vec![CONTROL_PLANE.to_owned()]),
             cluster: cluster_config(secret),
             ..ptah_gateway::Config::default()

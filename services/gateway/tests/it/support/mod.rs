@@ -153,7 +153,7 @@ impl Builder {
         let services = Server::internal(secret).add_service(ManagementServiceServer::new(control.clone()));
         let control_address = serve(&*network, services, &tasks).await;
         let mut config = self.config;
-        config.metadata_address = metadata_address;
+        config.metadata_addresses.0 = vec![metadata_address];
         config.control_plane_addresses.0 = vec![control_address];
         let metrics = Metrics::new();
         let health = Health::new("gateway");
