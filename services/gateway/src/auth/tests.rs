@@ -15,7 +15,7 @@ async fn a_gateway_that_knows_no_users_yet_asks_for_patience_and_does_not_blame_
     let catalog = Catalog::new();
     let auth = Auth::new(
         catalog.clone(),
-        "metadata:6224",
+        &["metadata:6224".to_owned()],
         settings,
         &Ports::seeded(1),
         AuthMetrics::default(),
