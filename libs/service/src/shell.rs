@@ -1,7 +1,8 @@
 //! The process shell: from the command line to a running service and back.
 //!
-//! Order of a start: settings, logs, monitor endpoints, service, ports file. Order of a stop: not ready, the
-//! service finishes what it accepted, tasks end, monitor endpoints end. A second signal ends the process at once.
+//! Order of a start: settings, logs, monitor endpoints, service, ports file. Order of a stop: not ready, then after the
+//! drain time the service finishes what it accepted, tasks end, monitor endpoints end. A second signal ends the process at
+//! once.
 //!
 //! Exit codes: 0 stopped as asked, 1 could not start or failed while running, 2 settings are wrong,
 //! 3 did not stop in time, 130 ended by a second signal.
@@ -15,7 +16,8 @@ use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, ConfigError, Settings};
+use crate::arguments::{NoArguments, Program};
+use crate::config::{self, ConfigError, Settings, ShutdownConfig, Sources};
 use crate::{BoxFuture, Health, Metrics, Monitor, Ports, Tasks, error_text, telemetry, write_ports_file};
 
 /// Prefix of environment variables that are settings.
@@ -23,10 +25,6 @@ const ENV_PREFIX: &str = "PTAH";
 /// Threads for work that blocks: enough to keep a disk busy, and few enough that a thousand groups opened at once do not
 /// leave a thousand threads' memory behind. All such work is short and none waits for another.
 pub const MAX_BLOCKING_THREADS: usize = 64;
-/// What a service gets to finish accepted work. Orchestrators kill after 30 s; leave room for the tasks.
-const SERVICE_STOP: Duration = Duration::from_secs(20);
-/// What tasks get on top to end.
-const TASKS_STOP: Duration = Duration::from_secs(5);
 /// What the monitor endpoints get to answer the last probe.
 const MONITOR_STOP: Duration = Duration::from_secs(1);
 
@@ -67,21 +65,50 @@ pub trait Running: Send + 'static {
     fn stop(self: Box<Self>, deadline: Duration) -> BoxFuture<'static, anyhow::Result<()>>;
 }
 
-/// Runs a service as a process: reads its settings, starts it, waits for a signal or a failure, stops it.
+/// Does what the command line of a service asks for: runs it, or looks whether its settings are well.
 ///
 /// `start` gets the settings, validated, and the shell. Every error is logged; the result is for `main`.
+pub fn main<C, F, Fut>(program: Program, start: F) -> ExitCode
+where
+    C: Settings,
+    F: FnOnce(C, Shell) -> Fut,
+    Fut: Future<Output = anyhow::Result<Box<dyn Running>>>,
+{
+    let arguments = match program.parse(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(NoArguments::Told(text)) => {
+            tell(text.trim_end());
+            return ExitCode::from(STOPPED);
+        }
+        Err(NoArguments::Wrong(why)) => return bad_settings(program.name, &why),
+    };
+    if !arguments.check_config {
+        return run(program.name, arguments.config.as_deref(), start);
+    }
+    match settings::<C>(arguments.config.as_deref()) {
+        Ok((_, sources)) => {
+            tell(&format!("ok: {}: {sources}", program.name));
+            ExitCode::from(STOPPED)
+        }
+        Err(error) => bad_settings(program.name, &error.to_string()),
+    }
+}
+
+/// Runs a service as a process: reads its settings, starts it, waits for a signal or a failure, stops it.
 pub fn run<C, F, Fut>(name: &'static str, config_file: Option<&Path>, start: F) -> ExitCode
 where
     C: Settings,
     F: FnOnce(C, Shell) -> Fut,
     Fut: Future<Output = anyhow::Result<Box<dyn Running>>>,
 {
-    let config = match settings::<C>(config_file) {
+    let read = settings::<C>(config_file).and_then(|(config, sources)| {
+        telemetry::init(config.log())?;
+        sources.warn();
+        Ok(config)
+    });
+    let config = match read {
         Ok(config) => config,
-        Err(error) => {
-            complain(&format!("{name}: {error}"));
-            return ExitCode::from(BAD_SETTINGS);
-        }
+        Err(error) => return bad_settings(name, &error.to_string()),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .max_blocking_threads(MAX_BLOCKING_THREADS)
@@ -100,19 +127,26 @@ where
     ExitCode::from(code)
 }
 
-fn settings<C: Settings>(file: Option<&Path>) -> Result<C, ConfigError> {
-    let config: C = config::load(file, ENV_PREFIX)?;
-    config.validate()?;
-    telemetry::init(config.log())?;
-    Ok(config)
+fn settings<C: Settings>(file: Option<&Path>) -> Result<(C, Sources), ConfigError> {
+    let loaded = config::load::<C>(file, ENV_PREFIX)?;
+    config::check(&loaded.settings)?;
+    Ok((loaded.settings, loaded.sources))
 }
 
 #[allow(
     clippy::print_stderr,
     reason = "settings say how to log, and they are what is wrong"
 )]
-fn complain(text: &str) {
-    eprintln!("error: {text}");
+fn bad_settings(name: &str, why: &str) -> ExitCode {
+    // What is quoted may have lines; the message has one.
+    let line = why.replace(char::is_control, " ");
+    eprintln!("error: {name}: {line}");
+    ExitCode::from(BAD_SETTINGS)
+}
+
+#[allow(clippy::print_stdout, reason = "what was asked for on the command line")]
+fn tell(text: &str) {
+    println!("{text}");
 }
 
 async fn run_process<C, F, Fut>(name: &'static str, config: C, start: F) -> u8
@@ -129,6 +163,8 @@ where
         }
     };
     let asked = CancellationToken::new();
+    let shell = Shell::new(name);
+    let tasks = shell.tasks.clone();
     let two_signals = async {
         signals.next().await;
         tracing::info!("signal received, stopping; a second signal ends at once");
@@ -136,9 +172,9 @@ where
         signals.next().await;
     };
     tokio::select! {
-        ended = serve(Shell::new(name), config, start, asked.cancelled()) => ended.exit_code(),
+        ended = serve(shell, config, start, asked.cancelled()) => ended.exit_code(),
         () = two_signals => {
-            tracing::warn!("second signal, ending at once");
+            tracing::warn!(unfinished = %tasks.unfinished().join(", "), "second signal, ending at once");
             SECOND_SIGNAL
         }
     }
@@ -197,7 +233,9 @@ where
 {
     // Of its own root, so that probes are answered until the service has stopped.
     let monitor_tasks = Tasks::root();
-    let ports_file = config.ports_file().map(Path::to_owned);
+    let ports_file = config.ports_file().filter(|path| !path.as_os_str().is_empty());
+    let ports_file = ports_file.map(Path::to_owned);
+    let shutdown = config.shutdown().clone();
     let monitor = config.monitor().clone();
     tokio::pin!(asked);
     let starting = async {
@@ -213,43 +251,68 @@ where
         started = starting => started,
         () = &mut asked => {
             tracing::info!("stopped before the start was over");
-            return finish(&shell, &monitor_tasks, Ended::Stopped).await;
+            return finish(&shell, &monitor_tasks, &shutdown, Ended::Stopped).await;
         }
     };
     let running = match started {
         Ok(running) => running,
         Err(error) => {
             tracing::error!(error = %error_text(&error), "start failed");
-            return finish(&shell, &monitor_tasks, Ended::Failed).await;
+            return finish(&shell, &monitor_tasks, &shutdown, Ended::Failed).await;
         }
     };
     tracing::info!(addresses = ?shell.health.addresses(), version = env!("CARGO_PKG_VERSION"), "started");
     let ended = tokio::select! {
         () = asked => Ended::Stopped,
+        ended = failed(&shell, &monitor_tasks) => ended,
+    };
+    shell.health.set_stopping();
+    let ended = drain(&shell, &monitor_tasks, &shutdown, ended).await;
+    let ended = stop_service(running, &shell, &shutdown, ended).await;
+    finish(&shell, &monitor_tasks, &shutdown, ended).await
+}
+
+async fn failed(shell: &Shell, monitor_tasks: &Tasks) -> Ended {
+    tokio::select! {
         failure = shell.tasks.failed() => {
             tracing::error!(task = %failure.task, error = %failure.error, "stopping because a part failed");
-            Ended::Failed
         }
         failure = monitor_tasks.failed() => {
             tracing::error!(task = %failure.task, error = %failure.error, "stopping because monitoring failed");
-            Ended::Failed
         }
-    };
-    shell.health.set_stopping();
-    let ended = stop_service(running, ended).await;
-    finish(&shell, &monitor_tasks, ended).await
+    }
+    Ended::Failed
 }
 
-async fn stop_service(running: Box<dyn Running>, ended: Ended) -> Ended {
+/// Serves on while those who send traffic learn that they should not.
+async fn drain(shell: &Shell, monitor_tasks: &Tasks, shutdown: &ShutdownConfig, ended: Ended) -> Ended {
+    if ended != Ended::Stopped || shutdown.drain().is_zero() {
+        return ended;
+    }
+    tracing::info!(drain = ?shutdown.drain(), "not ready any more, serving on for the drain time");
+    tokio::select! {
+        () = tokio::time::sleep(shutdown.drain()) => ended,
+        ended = failed(shell, monitor_tasks) => ended,
+    }
+}
+
+async fn stop_service(
+    running: Box<dyn Running>,
+    shell: &Shell,
+    shutdown: &ShutdownConfig,
+    ended: Ended,
+) -> Ended {
+    let time = shutdown.service_time();
     // A service that forgets its own deadline is left behind a little later.
-    match tokio::time::timeout(SERVICE_STOP + TASKS_STOP, running.stop(SERVICE_STOP)).await {
+    match tokio::time::timeout(time + shutdown.tasks_time(), running.stop(time)).await {
         Ok(Ok(())) => ended,
         Ok(Err(error)) => {
-            tracing::warn!(error = %format!("{error:#}"), "stopped with accepted work unfinished");
+            tracing::warn!(error = %error_text(&error), "stopped with accepted work unfinished");
             ended.or_late()
         }
         Err(_) => {
-            tracing::warn!("the service did not stop in time");
+            let unfinished = shell.tasks.unfinished().join(", ");
+            tracing::warn!(%unfinished, "the service did not stop in time");
             ended.or_late()
         }
     }
@@ -264,10 +327,10 @@ impl Ended {
     }
 }
 
-async fn finish(shell: &Shell, monitor_tasks: &Tasks, ended: Ended) -> Ended {
+async fn finish(shell: &Shell, monitor_tasks: &Tasks, shutdown: &ShutdownConfig, ended: Ended) -> Ended {
     shell.health.set_stopping();
     let mut ended = ended;
-    if let Err(unfinished) = shell.tasks.stop(TASKS_STOP).await {
+    if let Err(unfinished) = shell.tasks.stop(shutdown.tasks_time()).await {
         tracing::warn!(%unfinished, "tasks were cut off");
         ended = ended.or_late();
     }

@@ -9,10 +9,7 @@ use crate::config::{ConfigError, LogConfig, LogFormat};
 /// Installs the subscriber of the process and a panic hook that logs. Once per process: later calls check the
 /// filter and change nothing, so that tests may start several services.
 pub fn init(config: &LogConfig) -> Result<(), ConfigError> {
-    let filter = EnvFilter::try_new(&config.filter).map_err(|error| {
-        let why = format!("is no log filter: {error}; use a level such as `info`, or `info,ptah_raft=debug`");
-        ConfigError::invalid("log.filter", why)
-    })?;
+    let filter = filter(config)?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -24,6 +21,18 @@ pub fn init(config: &LogConfig) -> Result<(), ConfigError> {
     };
     log_panics();
     Ok(())
+}
+
+/// Refuses a filter that cannot be used.
+pub(crate) fn check(config: &LogConfig) -> Result<(), ConfigError> {
+    filter(config).map(|_| ())
+}
+
+fn filter(config: &LogConfig) -> Result<EnvFilter, ConfigError> {
+    EnvFilter::try_new(&config.filter).map_err(|error| {
+        let why = format!("is no log filter: {error}; use a level such as `info`, or `info,ptah_raft=debug`");
+        ConfigError::invalid("log.filter", why)
+    })
 }
 
 /// Panics become log lines, so that they are found where everything else is.

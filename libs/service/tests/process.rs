@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use ptah_service::{BoxFuture, ConfigError, LogConfig, MonitorConfig, Running, Settings, run};
-use serde::Deserialize;
+use ptah_service::{
+    BoxFuture, ConfigError, LogConfig, MonitorConfig, Running, Settings, ShutdownConfig, run,
+};
+use serde::{Deserialize, Serialize};
 
 const ROLE: &str = "SERVICE_TEST_ROLE";
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,11 +26,12 @@ fn main() -> ExitCode {
     }
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Config {
     log: LogConfig,
     monitor: MonitorConfig,
+    shutdown: ShutdownConfig,
     ports_file: Option<PathBuf>,
 }
 
@@ -44,6 +47,9 @@ impl Settings for Config {
     }
     fn monitor(&self) -> &MonitorConfig {
         &self.monitor
+    }
+    fn shutdown(&self) -> &ShutdownConfig {
+        &self.shutdown
     }
     fn ports_file(&self) -> Option<&Path> {
         self.ports_file.as_deref()

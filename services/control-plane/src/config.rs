@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ptah_service::{ClusterConfig, ConfigError, List, LogConfig, MonitorConfig, Secret, Settings};
+use ptah_service::config::{check_dial_list, check_listen, check_range};
+use ptah_service::{
+    ClusterConfig, ConfigError, List, LogConfig, MonitorConfig, Secret, Settings, ShutdownConfig,
+};
 use ptah_types::{InvalidName, NodeName};
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +39,8 @@ pub struct Config {
     pub bootstrap: BootstrapConfig,
     /// What the cluster's processes share.
     pub cluster: ClusterConfig,
+    /// How the process ends.
+    pub shutdown: ShutdownConfig,
     /// Logs.
     pub log: LogConfig,
     /// Health and metrics endpoints.
@@ -66,6 +71,7 @@ impl Default for Config {
             ports_file: None,
             bootstrap: BootstrapConfig::default(),
             cluster: ClusterConfig::default(),
+            shutdown: ShutdownConfig::default(),
             log: LogConfig::default(),
             monitor: MonitorConfig::default(),
         }
@@ -131,40 +137,27 @@ impl BootstrapConfig {
 }
 
 impl Settings for Config {
+    const SECRETS: &'static [&'static str] = &[
+        "cluster.secret",
+        "bootstrap.root_password",
+        "bootstrap.root_password_hash",
+    ];
+
     fn validate(&self) -> Result<(), ConfigError> {
         self.cluster.validate()?;
         self.bootstrap.validate()?;
         self.instance_name(0)?;
-        let metadata = self.metadata_addresses.iter();
-        let metadata = metadata.map(|address| ("metadata_addresses", address));
-        for (key, value) in [("grpc_listen", &self.grpc_listen)].into_iter().chain(metadata) {
-            if value.is_empty() {
-                return Err(ConfigError::invalid(key, "is empty; use host:port"));
-            }
-        }
-        if self.metadata_addresses.is_empty() {
-            let why = "is empty; name at least one host:port";
-            return Err(ConfigError::invalid("metadata_addresses", why));
-        }
-        let ranges = [
-            ("lease_ttl_ms", self.lease_ttl_ms, 1_000, 60_000),
-            ("report_interval_ms", self.report_interval_ms, 100, 60_000),
-            ("node_alive_window_ms", self.node_alive_window_ms, 200, 600_000),
-        ];
-        for (key, value, least, most) in ranges {
-            if !(least..=most).contains(&value) {
-                return Err(ConfigError::invalid(
-                    key,
-                    format!("is {value}; use {least} to {most}"),
-                ));
-            }
-        }
+        check_listen("grpc_listen", &self.grpc_listen)?;
+        check_dial_list("metadata_addresses", &self.metadata_addresses)?;
+        check_range("lease_ttl_ms", self.lease_ttl_ms, 1_000..=60_000)?;
+        check_range("report_interval_ms", self.report_interval_ms, 100..=60_000)?;
+        check_range("node_alive_window_ms", self.node_alive_window_ms, 200..=600_000)?;
         if self.node_alive_window_ms < 2 * self.report_interval_ms {
             let why =
                 "must be at least twice `report_interval_ms`, or a single late report makes a node dead";
             return Err(ConfigError::invalid("node_alive_window_ms", why));
         }
-        Ok(())
+        self.monitor.validate(&[("grpc_listen", &self.grpc_listen)])
     }
 
     fn log(&self) -> &LogConfig {
@@ -173,6 +166,10 @@ impl Settings for Config {
 
     fn monitor(&self) -> &MonitorConfig {
         &self.monitor
+    }
+
+    fn shutdown(&self) -> &ShutdownConfig {
+        &self.shutdown
     }
 
     fn ports_file(&self) -> Option<&Path> {
@@ -184,37 +181,13 @@ impl Settings for Config {
 mod tests {
     use super::*;
 
-    const KEYS: [&str; 15] = [
-        "name",
-        "grpc_listen",
-        "metadata_addresses",
-        "lease_ttl_ms",
-        "node_alive_window_ms",
-        "report_interval_ms",
-        "ports_file",
-        "root_password",
-        "root_password_hash",
-        "allow_default_password",
-        "secret",
-        "filter",
-        "format",
-        "monitor_listen",
-        "metrics_listen",
-    ];
-
     #[test]
     fn the_sample_file_has_every_key_with_its_default() {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/../../deploy/config/control-plane.toml"
         );
-        let sample: Config = ptah_service::config::load_from(Some(Path::new(path)), "PTAH", []).unwrap();
-        assert_eq!(sample, Config::default());
-        let text = std::fs::read_to_string(path).unwrap();
-        for key in KEYS {
-            let is_there = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
-            assert!(text.lines().any(is_there), "{key} is missing");
-        }
+        ptah_service::config::sample::check::<Config>(Path::new(path)).unwrap();
     }
 
     fn with_password(password: &str, allow_default_password: bool) -> Config {

@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ptah_service::{ClusterConfig, ConfigError, List, LogConfig, MonitorConfig, Settings};
+use ptah_service::config::{check_dial_list, check_listen, check_range};
+use ptah_service::{ClusterConfig, ConfigError, List, LogConfig, MonitorConfig, Settings, ShutdownConfig};
 use ptah_types::limits::{MAX_BATCH_BYTES, MAX_BATCH_MESSAGES};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,8 @@ use crate::auth::AuthSettings;
 use crate::consume::ConsumeSettings;
 use crate::produce::InFlightLimit;
 
+/// Most that a setting in bytes may be: 1 TiB.
+const MOST_BYTES: u64 = 1 << 40;
 /// What deadlines may be, in milliseconds.
 const DEADLINE_MS: std::ops::RangeInclusive<u64> = 10..=3_600_000;
 
@@ -46,6 +49,8 @@ pub struct Config {
     pub ports_file: PathBuf,
     /// The cluster.
     pub cluster: ClusterConfig,
+    /// How the process ends.
+    pub shutdown: ShutdownConfig,
     /// Logs.
     pub log: LogConfig,
     /// Monitor endpoints.
@@ -114,6 +119,7 @@ impl Default for Config {
             auth: AuthConfig::default(),
             ports_file: PathBuf::new(),
             cluster: ClusterConfig::default(),
+            shutdown: ShutdownConfig::default(),
             log: LogConfig::default(),
             monitor: MonitorConfig::default(),
         }
@@ -159,39 +165,8 @@ impl Settings for Config {
         self.cluster.validate()?;
         self.validate_addresses()?;
         self.validate_deadlines()?;
-        let least_budget = MAX_BATCH_BYTES + (1 << 20);
-        if self.produce.budget_bytes < least_budget {
-            let why = format!("is too small; the largest message needs {least_budget} bytes");
-            return Err(ConfigError::invalid("produce.budget_bytes", why));
-        }
-        if self.produce.stream_messages == 0 {
-            return Err(ConfigError::invalid(
-                "produce.stream_messages",
-                "is 0; use at least 1",
-            ));
-        }
-        if !(1..=8).contains(&self.produce.window_batches) {
-            return Err(ConfigError::invalid("produce.window_batches", "must be 1 to 8"));
-        }
-        if self.consume.budget_bytes < self.consume.answer_bytes || self.consume.answer_bytes == 0 {
-            return Err(ConfigError::invalid(
-                "consume.budget_bytes",
-                "must be at least `consume.answer_bytes`, above 0",
-            ));
-        }
-        if self.consume.stream_bytes == 0 {
-            return Err(ConfigError::invalid(
-                "consume.stream_bytes",
-                "is 0; use at least 1",
-            ));
-        }
-        if self.auth.concurrent_verifications == 0 || self.auth.waiting_verifications == 0 {
-            return Err(ConfigError::invalid(
-                "auth",
-                "at least one password must be verified at a time",
-            ));
-        }
-        Ok(())
+        self.validate_sizes()?;
+        self.monitor.validate(&[("grpc_listen", &self.grpc_listen)])
     }
 
     fn log(&self) -> &LogConfig {
@@ -202,6 +177,10 @@ impl Settings for Config {
         &self.monitor
     }
 
+    fn shutdown(&self) -> &ShutdownConfig {
+        &self.shutdown
+    }
+
     fn ports_file(&self) -> Option<&Path> {
         Some(self.ports_file.as_path()).filter(|path| !path.as_os_str().is_empty())
     }
@@ -209,26 +188,37 @@ impl Settings for Config {
 
 impl Config {
     fn validate_addresses(&self) -> Result<(), ConfigError> {
-        let must_listen = ("grpc_listen", self.grpc_listen.as_str(), 0);
-        let lists = [
-            ("metadata_addresses", &self.metadata_addresses),
-            ("control_plane_addresses", &self.control_plane_addresses),
-        ];
-        let must_dial = lists
-            .into_iter()
-            .flat_map(|(key, list)| list.iter().map(move |address| (key, address.as_str(), 1)));
-        for (key, address, least_port) in [must_listen].into_iter().chain(must_dial) {
-            if !is_address(address, least_port) {
-                let why = format!("has `{address}`, which is not an address; write host:port");
-                return Err(ConfigError::invalid(key, why));
-            }
+        check_listen("grpc_listen", &self.grpc_listen)?;
+        check_dial_list("metadata_addresses", &self.metadata_addresses)?;
+        check_dial_list("control_plane_addresses", &self.control_plane_addresses)
+    }
+
+    fn validate_sizes(&self) -> Result<(), ConfigError> {
+        let (produce, consume, auth) = (&self.produce, &self.consume, &self.auth);
+        let least_budget = MAX_BATCH_BYTES as u64 + (1 << 20);
+        let bytes = |key, value, least| check_range(key, value, least..=MOST_BYTES);
+        bytes("produce.budget_bytes", produce.budget_bytes as u64, least_budget)?;
+        check_range("produce.stream_messages", produce.stream_messages, 1..=1_000_000)?;
+        bytes("produce.stream_bytes", produce.stream_bytes, 1)?;
+        check_range("produce.window_batches", produce.window_batches, 1..=8)?;
+        bytes("consume.budget_bytes", consume.budget_bytes, 1)?;
+        bytes("consume.stream_bytes", consume.stream_bytes, 1)?;
+        bytes("consume.answer_bytes", consume.answer_bytes, 1)?;
+        if consume.budget_bytes < consume.answer_bytes {
+            let why = "must be at least `consume.answer_bytes`";
+            return Err(ConfigError::invalid("consume.budget_bytes", why));
         }
-        for (key, list) in lists {
-            if list.is_empty() {
-                return Err(ConfigError::invalid(key, "is empty; name at least one host:port"));
-            }
-        }
-        Ok(())
+        check_range(
+            "auth.concurrent_verifications",
+            auth.concurrent_verifications,
+            1..=1_024,
+        )?;
+        check_range(
+            "auth.waiting_verifications",
+            auth.waiting_verifications,
+            1..=1_000_000,
+        )?;
+        check_range("auth.cached_passwords", auth.cached_passwords, 0..=10_000_000)
     }
 
     /// A deadline of nothing lets every call fail, one of weeks never ends.
@@ -239,13 +229,7 @@ impl Config {
             ("consume.stall_timeout_ms", self.consume.stall_timeout_ms),
             ("consume.ack_deadline_ms", self.consume.ack_deadline_ms),
         ] {
-            if !DEADLINE_MS.contains(&value) {
-                let (least, most) = (DEADLINE_MS.start(), DEADLINE_MS.end());
-                return Err(ConfigError::invalid(
-                    key,
-                    format!("is {value}; use {least} to {most}"),
-                ));
-            }
+            check_range(key, value, DEADLINE_MS)?;
         }
         Ok(())
     }
@@ -288,16 +272,6 @@ impl Config {
             ack_deadline: Duration::from_millis(self.consume.ack_deadline_ms),
         }
     }
-}
-
-/// Whether a text is host:port, with a port of at least `least_port`: 0 asks for any free port, which nobody can dial.
-fn is_address(text: &str, least_port: u16) -> bool {
-    let Some((host, port)) = text.rsplit_once(':') else {
-        return false;
-    };
-    let bracketed = host.starts_with('[') && host.ends_with(']');
-    let host_is_well = !host.is_empty() && (bracketed || !host.contains(':')) && !host.contains(['/', ' ']);
-    host_is_well && port.parse::<u16>().is_ok_and(|port| port >= least_port)
 }
 
 /// Whether an address is only reached from this machine. A name other than `localhost` is not.
@@ -395,9 +369,8 @@ mod tests {
     }
 
     #[test]
-    fn the_sample_file_shows_the_defaults() {
+    fn the_sample_file_has_every_key_with_its_default() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/config/gateway.toml");
-        let sample: Config = ptah_service::config::load_from(Some(Path::new(path)), "PTAH", []).unwrap();
-        assert_eq!(sample, Config::default());
+        ptah_service::config::sample::check::<Config>(Path::new(path)).unwrap();
     }
 }

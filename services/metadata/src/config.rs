@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use ptah_service::{ClusterConfig, ConfigError, LogConfig, MonitorConfig, Settings};
+use ptah_service::config::{check_listen, check_range};
+use ptah_service::{ClusterConfig, ConfigError, LogConfig, MonitorConfig, Settings, ShutdownConfig};
 use serde::{Deserialize, Serialize};
 
 /// All settings; every one has a default except the cluster's secret.
@@ -22,6 +23,8 @@ pub struct Config {
     pub ports_file: Option<PathBuf>,
     /// What the cluster's processes share.
     pub cluster: ClusterConfig,
+    /// How the process ends.
+    pub shutdown: ShutdownConfig,
     /// Logs.
     pub log: LogConfig,
     /// Health and metrics endpoints.
@@ -37,6 +40,7 @@ impl Default for Config {
             max_watches: 256,
             ports_file: None,
             cluster: ClusterConfig::default(),
+            shutdown: ShutdownConfig::default(),
             log: LogConfig::default(),
             monitor: MonitorConfig::default(),
         }
@@ -44,20 +48,16 @@ impl Default for Config {
 }
 
 impl Settings for Config {
+    // A database's URL may hold a password.
+    const SECRETS: &'static [&'static str] = &["cluster.secret", "database_url"];
+
     fn validate(&self) -> Result<(), ConfigError> {
         self.cluster.validate()?;
-        if self.grpc_listen.is_empty() {
-            return Err(ConfigError::invalid("grpc_listen", "is empty; use host:port"));
-        }
-        if !(1_000..=10_000_000).contains(&self.history_changes) {
-            let why = format!("is {}; use 1000 to 10000000", self.history_changes);
-            return Err(ConfigError::invalid("history_changes", why));
-        }
-        if !(1..=4_096).contains(&self.max_watches) {
-            let why = format!("is {}; use 1 to 4096", self.max_watches);
-            return Err(ConfigError::invalid("max_watches", why));
-        }
-        Ok(())
+        check_listen("grpc_listen", &self.grpc_listen)?;
+        check_database_url(&self.database_url)?;
+        check_range("history_changes", self.history_changes, 1_000..=10_000_000)?;
+        check_range("max_watches", self.max_watches, 1..=4_096)?;
+        self.monitor.validate(&[("grpc_listen", &self.grpc_listen)])
     }
 
     fn log(&self) -> &LogConfig {
@@ -68,9 +68,37 @@ impl Settings for Config {
         &self.monitor
     }
 
+    fn shutdown(&self) -> &ShutdownConfig {
+        &self.shutdown
+    }
+
     fn ports_file(&self) -> Option<&Path> {
         self.ports_file.as_deref()
     }
+}
+
+/// Refuses what is no URL of a database. What is said does not show the URL, which may hold a password.
+fn check_database_url(url: &str) -> Result<(), ConfigError> {
+    let unusable = |why: &str| Err(ConfigError::invalid("database_url", why));
+    if let Some(file) = url.strip_prefix("sqlite:") {
+        if file.contains(":memory:") || file.contains("mode=memory") {
+            return unusable("names memory; metadata must survive a restart");
+        }
+        let (path, _) = file.split_once('?').unwrap_or((file, ""));
+        if path.trim_start_matches('/').is_empty() {
+            return unusable("names no file; write sqlite://path/to/file.db?mode=rwc");
+        }
+        return Ok(());
+    }
+    let is_postgres = ["postgres://", "postgresql://"]
+        .iter()
+        .any(|scheme| url.starts_with(scheme));
+    if is_postgres && url.parse::<http::Uri>().is_ok_and(|url| url.host().is_some()) {
+        return Ok(());
+    }
+    unusable(
+        "is no URL of a database; write sqlite://path/to/file.db?mode=rwc or postgres://user:password@host/database",
+    )
 }
 
 #[cfg(test)]
@@ -79,29 +107,10 @@ mod tests {
 
     use super::*;
 
-    const KEYS: [&str; 10] = [
-        "grpc_listen",
-        "database_url",
-        "history_changes",
-        "max_watches",
-        "ports_file",
-        "secret",
-        "filter",
-        "format",
-        "monitor_listen",
-        "metrics_listen",
-    ];
-
     #[test]
     fn the_sample_file_has_every_key_with_its_default() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/config/metadata.toml");
-        let sample: Config = ptah_service::config::load_from(Some(Path::new(path)), "PTAH", []).unwrap();
-        assert_eq!(sample, Config::default());
-        let text = std::fs::read_to_string(path).unwrap();
-        for key in KEYS {
-            let is_there = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
-            assert!(text.lines().any(is_there), "{key} is missing");
-        }
+        ptah_service::config::sample::check::<Config>(Path::new(path)).unwrap();
     }
 
     fn valid() -> Config {

@@ -1,35 +1,23 @@
 //! The process `ptah-metadata`.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
 use ptah_metadata::{Config, Deps};
 use ptah_rpc::TcpNetwork;
-use ptah_service::Running;
+use ptah_service::{Program, Running};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Store of record of a ptah cluster.
-#[derive(Parser)]
-#[command(version)]
-struct Args {
-    /// Settings file (TOML); `PTAH_...` variables go on top.
-    #[arg(long, short, env = "PTAH_CONFIG")]
-    config: Option<PathBuf>,
-}
-
 fn main() -> ExitCode {
-    let args = Args::parse();
-    ptah_service::run(
-        "metadata",
-        args.config.as_deref(),
-        |config: Config, shell| async move {
-            let deps = Deps::from_shell(shell, Arc::new(TcpNetwork::new()));
-            let running = ptah_metadata::start(config, deps).await?;
-            Ok(Box::new(running) as Box<dyn Running>)
-        },
-    )
+    let program = Program {
+        name: "metadata",
+        about: "Store of record of a Ptah cluster.",
+    };
+    ptah_service::main(program, |config: Config, shell| async move {
+        let deps = Deps::from_shell(shell, Arc::new(TcpNetwork::new()));
+        let running = ptah_metadata::start(config, deps).await?;
+        Ok(Box::new(running) as Box<dyn Running>)
+    })
 }

@@ -2,10 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use ptah_service::config::{ClusterConfig, ConfigError, List, LogConfig, MonitorConfig, Settings};
+use ptah_service::config::{
+    ClusterConfig, ConfigError, List, LogConfig, MonitorConfig, Settings, ShutdownConfig, check_dial,
+    check_dial_list, check_listen, check_range,
+};
 use ptah_types::limits::MAX_BATCH_BYTES;
 use ptah_types::{NodeId, NodeName};
 use serde::{Deserialize, Serialize};
+
+/// Most that a setting in bytes may be: 1 TiB.
+const MOST_BYTES: u64 = 1 << 40;
 
 /// Settings of a storage node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +43,8 @@ pub struct Config {
     pub disk: DiskConfig,
     /// Partitions.
     pub partition: PartitionConfig,
+    /// How the process ends.
+    pub shutdown: ShutdownConfig,
     /// Logging.
     pub log: LogConfig,
     /// Monitor and metrics listeners.
@@ -109,6 +117,7 @@ impl Default for Config {
             deliver: DeliverConfig::default(),
             disk: DiskConfig::default(),
             partition: PartitionConfig::default(),
+            shutdown: ShutdownConfig::default(),
             log: LogConfig::default(),
             monitor: MonitorConfig::default(),
         }
@@ -168,25 +177,38 @@ impl Config {
     }
 
     fn validate_sizes(&self) -> Result<(), ConfigError> {
-        let at_least = |key: &'static str, value: u64, least: u64| {
-            if value >= least {
-                return Ok(());
-            }
-            Err(ConfigError::invalid(
-                key,
-                format!("is {value}; use at least {least}"),
-            ))
-        };
-        at_least("append.window_bytes", self.append.window_bytes, 1 << 20)?;
-        at_least(
-            "append.node_bytes",
-            self.append.node_bytes,
-            MAX_BATCH_BYTES as u64,
+        let (append, deliver, disk) = (&self.append, &self.deliver, &self.disk);
+        let bytes = |key, value, least| check_range(key, value, least..=MOST_BYTES);
+        bytes("append.window_bytes", append.window_bytes, 1 << 20)?;
+        bytes("append.node_bytes", append.node_bytes, MAX_BATCH_BYTES as u64)?;
+        bytes("append.partition_bytes", append.partition_bytes, 1 << 20)?;
+        check_range("append.deadline_ms", append.deadline_ms, 100..=3_600_000)?;
+        bytes("deliver.in_hand_bytes", deliver.in_hand_bytes, 256 << 10)?;
+        check_range("deliver.ack_collect_ms", deliver.ack_collect_ms, 0..=1_000)?;
+        check_range(
+            "deliver.watermark_collect_ms",
+            deliver.watermark_collect_ms,
+            0..=60_000,
         )?;
-        at_least("append.partition_bytes", self.append.partition_bytes, 1 << 20)?;
-        at_least("append.deadline_ms", self.append.deadline_ms, 100)?;
-        at_least("deliver.in_hand_bytes", self.deliver.in_hand_bytes, 256 << 10)?;
-        at_least("partition.segment_bytes", self.partition.segment_bytes, 1 << 20)
+        check_range("disk.full_percent", disk.full_percent, 1..=99)?;
+        check_range("disk.reserve_bytes", disk.reserve_bytes, 0..=MOST_BYTES)?;
+        check_range("disk.enough_bytes", disk.enough_bytes, 0..=MOST_BYTES)?;
+        let segment_bytes = self.partition.segment_bytes;
+        check_range("partition.segment_bytes", segment_bytes, 1 << 20..=1 << 30)
+    }
+
+    fn validate_addresses(&self) -> Result<(), ConfigError> {
+        check_listen("grpc_listen", &self.grpc_listen)?;
+        check_dial_list("control_plane_addresses", &self.control_plane_addresses)?;
+        if !self.advertise_address.is_empty() {
+            return check_dial("advertise_address", &self.advertise_address);
+        }
+        let everywhere = ["0.0.0.0:", "[::]:"];
+        if everywhere.iter().any(|all| self.grpc_listen.starts_with(all)) {
+            let why = "is empty, and `grpc_listen` is not an address that others can dial; set host:port of this node";
+            return Err(ConfigError::invalid("advertise_address", why));
+        }
+        Ok(())
     }
 }
 
@@ -199,21 +221,8 @@ impl Settings for Config {
         if self.data_dir.as_os_str().is_empty() {
             return Err(ConfigError::invalid("data_dir", "is empty; name a directory"));
         }
-        if self.control_plane_addresses.is_empty() {
-            let why = "is empty; name at least one control plane as host:port";
-            return Err(ConfigError::invalid("control_plane_addresses", why));
-        }
-        if !(1..=99).contains(&self.disk.full_percent) {
-            let why = format!("is {}; use 1 to 99", self.disk.full_percent);
-            return Err(ConfigError::invalid("disk.full_percent", why));
-        }
-        let everywhere = ["0.0.0.0:", "[::]:"];
-        if self.advertise_address.is_empty() && everywhere.iter().any(|all| self.grpc_listen.starts_with(all))
-        {
-            let why = "is empty, and `grpc_listen` is not an address that others can dial; set host:port of this node";
-            return Err(ConfigError::invalid("advertise_address", why));
-        }
-        Ok(())
+        self.validate_addresses()?;
+        self.monitor.validate(&[("grpc_listen", &self.grpc_listen)])
     }
 
     fn log(&self) -> &LogConfig {
@@ -222,6 +231,10 @@ impl Settings for Config {
 
     fn monitor(&self) -> &MonitorConfig {
         &self.monitor
+    }
+
+    fn shutdown(&self) -> &ShutdownConfig {
+        &self.shutdown
     }
 
     fn ports_file(&self) -> Option<&Path> {
@@ -250,22 +263,7 @@ mod tests {
             env!("CARGO_MANIFEST_DIR"),
             "/../../deploy/config/storage-node.toml"
         );
-        let sample: Config = ptah_service::config::load_from(Some(Path::new(path)), "PTAH", []).unwrap();
-        assert_eq!(sample, Config::default());
-        let text = std::fs::read_to_string(path).unwrap();
-        let shown = |key: &str| {
-            let is_there = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
-            text.lines().any(is_there)
-        };
-        let keys = serde_json::to_value(Config::default()).unwrap();
-        for (key, value) in keys.as_object().unwrap() {
-            let inner = value
-                .as_object()
-                .map(|section| section.keys().collect::<Vec<_>>());
-            for key in inner.unwrap_or(vec![key]) {
-                assert!(shown(key), "{key} is missing");
-            }
-        }
+        ptah_service::config::sample::check::<Config>(Path::new(path)).unwrap();
     }
 
     #[test]

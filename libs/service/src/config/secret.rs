@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// What is shown instead.
+pub(super) const SHOWN: &str = "***";
+
 /// A password, token or key. It is shown as `***` wherever something shows it; only [`Secret::expose`] gives it out.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(Box<str>);
@@ -27,19 +30,20 @@ impl Secret {
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
+        f.write_str(SHOWN)
     }
 }
 
 impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
+        f.write_str(SHOWN)
     }
 }
 
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(if self.is_empty() { "" } else { "***" })
+        // Also when it is empty: that is how secrets are told from other texts.
+        serializer.serialize_str(SHOWN)
     }
 }
 

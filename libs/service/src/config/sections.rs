@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::time::Duration;
 
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{ConfigError, Secret};
+use super::{ConfigError, Secret, check_listen, check_range};
 
 /// Section `[log]`. Logs go to standard error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +71,75 @@ impl Default for MonitorConfig {
     }
 }
 
+impl MonitorConfig {
+    /// Refuses addresses that cannot be listened on, and two listeners at one address. `others` are the service's own, by
+    /// key.
+    pub fn validate(&self, others: &[(&str, &str)]) -> Result<(), ConfigError> {
+        let mut taken = others.to_vec();
+        for (key, address) in [
+            ("monitor.monitor_listen", self.monitor_listen.as_str()),
+            ("monitor.metrics_listen", self.metrics_listen.as_str()),
+        ] {
+            if address.is_empty() {
+                continue;
+            }
+            check_listen(key, address)?;
+            let same = |taken: &&(&str, &str)| taken.1 == address && !address.ends_with(":0");
+            if let Some((other, _)) = taken.iter().find(same) {
+                let why = format!("and `{other}` are both `{address}`; give each its own port");
+                return Err(ConfigError::invalid(key, why));
+            }
+            taken.push((key, address));
+        }
+        Ok(())
+    }
+}
+
+/// Section `[shutdown]`: how a process ends when it is asked to by SIGTERM or SIGINT.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShutdownConfig {
+    /// How long a process goes on serving after it said that it is not ready, in milliseconds, for those who send it
+    /// traffic to notice. 0 is right when clients try again elsewhere by themselves.
+    pub drain_ms: u64,
+    /// How long it may take after that to finish what it accepted and to let go, in milliseconds. Then it ends with what
+    /// is unfinished, and says what.
+    pub timeout_ms: u64,
+}
+
+impl Default for ShutdownConfig {
+    fn default() -> Self {
+        Self {
+            drain_ms: 0,
+            // Orchestrators kill after 30 s.
+            timeout_ms: 25_000,
+        }
+    }
+}
+
+impl ShutdownConfig {
+    /// Refuses times of nothing and of hours.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check_range("shutdown.drain_ms", self.drain_ms, 0..=300_000)?;
+        check_range("shutdown.timeout_ms", self.timeout_ms, 1_000..=600_000)
+    }
+
+    /// [`ShutdownConfig::drain_ms`] as a duration.
+    pub fn drain(&self) -> Duration {
+        Duration::from_millis(self.drain_ms)
+    }
+
+    /// What the service has to finish accepted work: four fifths of the time.
+    pub(crate) fn service_time(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms - self.timeout_ms / 5)
+    }
+
+    /// What its tasks have on top to end: the rest.
+    pub(crate) fn tasks_time(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms / 5)
+    }
+}
+
 /// Section `[cluster]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -84,7 +154,7 @@ impl ClusterConfig {
         const SHORTEST: usize = 16;
         if self.secret.is_empty() {
             let why = "is not set; give every process of the cluster the same random text, \
-                       in the file or as PTAH_CLUSTER__SECRET";
+                       as PTAH_CLUSTER__SECRET, or in a file that `cluster.secret_file` names";
             return Err(ConfigError::invalid("cluster.secret", why));
         }
         if self.secret.expose().chars().count() < SHORTEST {

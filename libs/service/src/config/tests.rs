@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::*;
 
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Sample {
     grpc_listen: String,
@@ -15,13 +15,37 @@ struct Sample {
     control_plane_addresses: List,
     cluster: ClusterConfig,
     log: LogConfig,
+    monitor: MonitorConfig,
+    shutdown: ShutdownConfig,
     limits: Option<Limits>,
 }
 
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Limits {
     max_bytes: u64,
+}
+
+impl Settings for Sample {
+    fn validate(&self) -> Result<(), ConfigError> {
+        self.cluster.validate()
+    }
+    fn log(&self) -> &LogConfig {
+        &self.log
+    }
+    fn monitor(&self) -> &MonitorConfig {
+        &self.monitor
+    }
+    fn shutdown(&self) -> &ShutdownConfig {
+        &self.shutdown
+    }
+    fn ports_file(&self) -> Option<&Path> {
+        None
+    }
+}
+
+fn read(file: Option<&Path>, env: Vec<(String, String)>) -> Sample {
+    load_from::<Sample>(file, "PTAH", env).unwrap().settings
 }
 
 struct Given {
@@ -53,7 +77,7 @@ fn refusal(text: &str, variables: &[(&str, &str)]) -> String {
 
 #[test]
 fn without_file_and_environment_everything_has_its_default() {
-    let settings: Sample = load_from(None, "PTAH", []).unwrap();
+    let settings = read(None, Vec::new());
     assert_eq!(settings, Sample::default());
 }
 
@@ -68,7 +92,7 @@ fn the_environment_wins_over_the_file() {
         ("PTAH_LOG__FORMAT", "json"),
         ("OTHER_PARTITIONS", "9"),
     ]);
-    let settings: Sample = load_from(Some(&given.path), "PTAH", variables).unwrap();
+    let settings = read(Some(&given.path), variables);
     assert_eq!(settings.grpc_listen, "b:2");
     assert_eq!(settings.partitions, 3);
     assert!(settings.durable);
@@ -80,9 +104,9 @@ fn the_environment_wins_over_the_file() {
 #[test]
 fn lists_come_from_arrays_and_from_text_with_commas() {
     let given = file("control_plane_addresses = ['a:1', 'b:2']");
-    let from_file: Sample = load_from(Some(&given.path), "PTAH", []).unwrap();
+    let from_file = read(Some(&given.path), Vec::new());
     let variables = env(&[("PTAH_CONTROL_PLANE_ADDRESSES", "a:1, b:2,")]);
-    let from_env: Sample = load_from(None, "PTAH", variables).unwrap();
+    let from_env = read(None, variables);
     let expected: List = ["a:1", "b:2"].into_iter().collect();
     assert_eq!(from_file.control_plane_addresses, expected);
     assert_eq!(from_env.control_plane_addresses, expected);
@@ -175,14 +199,14 @@ fn variables_of_container_platforms_are_not_settings() {
         ("PTAH_GATEWAY_PORT_5555_TCP_ADDR", "10.0.0.1"),
         ("PTAH_CONFIG", "/etc/ptah/gateway.toml"),
     ]);
-    let settings: Sample = load_from(None, "PTAH", variables).unwrap();
+    let settings = read(None, variables);
     assert_eq!(settings, Sample::default());
 }
 
 #[test]
 fn a_secret_is_never_shown() {
     let given = file("[cluster]\nsecret = 'hunter2 hunter2 hunter2'");
-    let settings: Sample = load_from(Some(&given.path), "PTAH", []).unwrap();
+    let settings = read(Some(&given.path), Vec::new());
     let secret = &settings.cluster.secret;
     let shown = [
         format!("{settings:?}"),
@@ -214,5 +238,244 @@ fn a_cluster_without_a_good_secret_is_refused() {
             told.starts_with("setting `cluster.secret`") && told.contains(expected),
             "{told}"
         );
+    }
+}
+
+/// Text in a file that only its owner can read.
+fn secret_file(bytes: &[u8]) -> Given {
+    use std::os::unix::fs::PermissionsExt as _;
+    let given = file("");
+    std::fs::write(&given.path, bytes).unwrap();
+    std::fs::set_permissions(&given.path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    given
+}
+
+fn loaded(text: &str, variables: &[(&str, &str)]) -> Loaded<Sample> {
+    let given = file(text);
+    load_from(Some(&given.path), "PTAH", env(variables)).unwrap()
+}
+
+#[test]
+fn a_secret_comes_from_a_file_without_its_line_end() {
+    for content in [
+        "from a file, 1234",
+        "from a file, 1234\n",
+        "from a file, 1234\r\n",
+    ] {
+        let secret = secret_file(content.as_bytes());
+        let path = secret.path.to_str().unwrap();
+        let by_file = loaded(&format!("[cluster]\nsecret_file = {path:?}"), &[]);
+        let by_variable = loaded("", &[("PTAH_CLUSTER__SECRET_FILE", path)]);
+        for loaded in [by_file, by_variable] {
+            assert_eq!(loaded.settings.cluster.secret.expose(), "from a file, 1234");
+            let told = loaded.sources.to_string();
+            assert!(told.contains(path) && !told.contains("1234"), "{told}");
+            assert!(!told.contains("every user"), "{told}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_everybody_can_read_is_taken_and_told() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let secret = secret_file(b"from a file, 1234");
+    std::fs::set_permissions(&secret.path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let path = secret.path.to_str().unwrap();
+    let told = loaded("", &[("PTAH_CLUSTER__SECRET_FILE", path)])
+        .sources
+        .to_string();
+    assert!(told.contains("every user of this machine can read"), "{told}");
+}
+
+#[test]
+fn a_secret_and_a_file_for_it_exclude_each_other() {
+    let secret = secret_file(b"from a file, 1234");
+    let path = secret.path.to_str().unwrap();
+    let both = "setting `cluster.secret_file` and `cluster.secret` are both set; set only one of them";
+    let in_file = format!("[cluster]\nsecret = 'x'\nsecret_file = {path:?}");
+    assert_eq!(refusal(&in_file, &[]), both);
+    let variables = [("PTAH_CLUSTER__SECRET_FILE", path)];
+    assert_eq!(refusal("[cluster]\nsecret = 'x'", &variables), both);
+    let variables = [("PTAH_CLUSTER__SECRET_FILE", path), ("PTAH_CLUSTER__SECRET", "x")];
+    assert_eq!(refusal("", &variables), both);
+    // The samples show both keys, empty.
+    let empty = "[cluster]\nsecret = ''\nsecret_file = ''";
+    assert!(loaded(empty, &[]).settings.cluster.secret.is_empty());
+}
+
+#[test]
+fn a_file_that_holds_no_secret_is_refused_with_key_and_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |path: &str| {
+        let told = refusal("", &[("PTAH_CLUSTER__SECRET_FILE", path)]);
+        assert!(
+            told.starts_with("setting `cluster.secret_file` names `"),
+            "{told}"
+        );
+        assert!(told.contains(path) && !told.contains("hunter2"), "{told}");
+        told
+    };
+    assert!(refused("/nonexistent/secret").contains("No such file"));
+    assert!(refused(folder.path().to_str().unwrap()).ends_with("is not a file"));
+    let large = vec![b'x'; 17 << 10];
+    let cases: [(&[u8], &str); 5] = [
+        (b"", "is empty"),
+        (b"\n", "is empty"),
+        (b"hunter2\nhunter2\n", "holds more than one line of text"),
+        (b"hunter2\xff", "is not valid UTF-8"),
+        (&large, "is larger than 16384 bytes"),
+    ];
+    for (bytes, expected) in cases {
+        let secret = secret_file(bytes);
+        let told = refused(secret.path.to_str().unwrap());
+        assert!(told.ends_with(expected), "{told}");
+    }
+}
+
+#[test]
+fn only_secrets_have_files() {
+    let told = refusal("grpc_listen_file = '/etc/hostname'", &[]);
+    assert!(told.contains("unknown key `grpc_listen_file`"), "{told}");
+}
+
+#[test]
+fn values_are_never_converted() {
+    for (text, key) in [
+        ("partitions = '3'", "partitions"),
+        ("partitions = 3.5", "partitions"),
+        ("partitions = true", "partitions"),
+        ("durable = 1", "durable"),
+        ("durable = 'yes'", "durable"),
+        ("grpc_listen = 5", "grpc_listen"),
+        ("[grpc_listen]\nx = 1", "grpc_listen"),
+        ("control_plane_addresses = [1]", "control_plane_addresses"),
+        ("cluster = 'x'", "cluster"),
+        ("partitions = 99999999999999999999 # many", "partitions"),
+    ] {
+        let told = refusal(text, &[]);
+        assert!(
+            told.contains(&format!("key `{key}`")) || told.contains("`cluster`"),
+            "{told}"
+        );
+    }
+    for (name, value) in [
+        ("PTAH_PARTITIONS", "yes"),
+        ("PTAH_PARTITIONS", "3.0"),
+        ("PTAH_PARTITIONS", ""),
+        ("PTAH_DURABLE", "1"),
+        ("PTAH_CLUSTER", "x"),
+    ] {
+        let told = refusal("", &[(name, value)]);
+        assert!(told.contains(&format!("`{name}`")), "{told}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_text_is_refused_with_its_line() {
+    let given = file("");
+    std::fs::write(&given.path, b"partitions = 1\n# \xff\n").unwrap();
+    let told = load_from::<Sample>(Some(&given.path), "PTAH", [])
+        .unwrap_err()
+        .to_string();
+    assert!(told.ends_with("line 2 is not valid UTF-8"), "{told}");
+    let folder = given.path.parent().unwrap();
+    let told = load_from::<Sample>(Some(folder), "PTAH", [])
+        .unwrap_err()
+        .to_string();
+    assert!(told.contains("directory"), "{told}");
+}
+
+#[test]
+fn addresses_are_host_and_port() {
+    for well in [
+        "127.0.0.1:1",
+        "[::1]:1",
+        "a-b.c_d:65535",
+        "localhost:80",
+        "[fe80::1%eth0]:1",
+    ] {
+        check_dial("key", well).unwrap();
+    }
+    check_listen("key", "0.0.0.0:0").unwrap();
+    for wrong in [
+        "",
+        "a",
+        ":1",
+        "a:",
+        "a:0",
+        "a:65536",
+        "a:+1",
+        "a:-1",
+        "::1:5",
+        "[::g]:1",
+        "a b:1",
+        "http://a:1",
+        "a/b:1",
+        "1.2.3:1",
+        "256.0.0.1:1",
+        "a@b:1",
+        "ä:1",
+        "a:1:2",
+        " a:1",
+        "a:1 ",
+    ] {
+        let told = check_dial("key", wrong).unwrap_err().to_string();
+        assert!(told.starts_with("setting `key` "), "{told}");
+    }
+}
+
+#[test]
+fn listeners_at_one_address_are_refused_by_both_keys() {
+    let section = MonitorConfig::default();
+    section.validate(&[("grpc_listen", "127.0.0.1:1")]).unwrap();
+    let told = section
+        .validate(&[("grpc_listen", "127.0.0.1:7777")])
+        .unwrap_err();
+    let told = told.to_string();
+    assert!(
+        told.contains("`monitor.metrics_listen`") && told.contains("`grpc_listen`"),
+        "{told}"
+    );
+    let anywhere = MonitorConfig {
+        monitor_listen: "127.0.0.1:0".to_owned(),
+        metrics_listen: "127.0.0.1:0".to_owned(),
+    };
+    anywhere.validate(&[("grpc_listen", "127.0.0.1:0")]).unwrap();
+}
+
+const SAMPLE: &str = "# Address.\ngrpc_listen = ''\n# Partitions, 1 to 8.\npartitions = 0\n# On disk.\ndurable = false\n\
+    # Several.\ncontrol_plane_addresses = []\n# Bytes.\n# limits = { max_bytes = 1 }\n\
+    [cluster]\n# Secret.\nsecret = ''\n# Its file.\nsecret_file = ''\n\
+    [log]\n# Filter.\nfilter = 'info,openraft=off'\n# Form.\nformat = 'text'\n\
+    [monitor]\n# One.\nmonitor_listen = '127.0.0.1:8222'\n# Two.\nmetrics_listen = '127.0.0.1:7777'\n\
+    [shutdown]\n# Time, 0 to 300000.\ndrain_ms = 0\n# Time, 1000 to 600000.\ntimeout_ms = 25000\n";
+
+#[test]
+fn a_sample_is_compared_with_the_code() {
+    let well = |text: &str| sample::check::<Sample>(&file(text).path);
+    well(SAMPLE).unwrap();
+    for (from, to, expected) in [
+        ("partitions = 0", "partitions = 1", "not the defaults"),
+        ("# On disk.\ndurable = false\n", "", "`durable` is missing"),
+        ("# On disk.\n", "", "`durable` has no comment"),
+        (
+            "durable = false",
+            "# durable = false",
+            "`durable` is to be a comment",
+        ),
+        ("1 to 8", "some", "`partitions` says no range"),
+        (
+            "# On disk.",
+            "# More.\nmore = 1\n# On disk.",
+            "`more` is no key of the code",
+        ),
+        (
+            "# Its file.\nsecret_file = ''\n",
+            "",
+            "`cluster.secret_file` is missing",
+        ),
+    ] {
+        let told = well(&SAMPLE.replacen(from, to, 1)).unwrap_err();
+        assert!(told.contains(expected), "{told}");
     }
 }

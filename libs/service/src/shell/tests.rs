@@ -4,17 +4,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::config::{LogConfig, MonitorConfig};
+use crate::config::{LogConfig, MonitorConfig, ShutdownConfig};
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Config {
     log: LogConfig,
     monitor: MonitorConfig,
+    shutdown: ShutdownConfig,
     ports_file: Option<PathBuf>,
 }
 
@@ -27,6 +28,9 @@ impl Settings for Config {
     }
     fn monitor(&self) -> &MonitorConfig {
         &self.monitor
+    }
+    fn shutdown(&self) -> &ShutdownConfig {
+        &self.shutdown
     }
     fn ports_file(&self) -> Option<&Path> {
         self.ports_file.as_deref()
