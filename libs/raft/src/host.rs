@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blocking::Blocking;
 use crate::cell::{Cell, ReplicaSpec, ReplicaState, ReplicaStatus, Shared};
+use crate::detector::{self, Detector, Limits};
 use crate::directory::Directory;
 use crate::drivers::{self, StoreDrivers};
 use crate::error::{EnsureError, OpenError, RemoveError, StopError};
@@ -30,7 +31,7 @@ use crate::options::HostOptions;
 use crate::replica::Replica;
 use crate::store_metrics::StoreCollector;
 use crate::supervisor::{Opener, supervise};
-use crate::takeover;
+use crate::takeover::Takeover;
 use crate::transport::grpc::TransportService;
 use crate::transport::{Transport, TransportOptions, TransportParts};
 
@@ -104,6 +105,7 @@ impl RaftHost {
         let metrics = Arc::new(handles.register(Metrics::register));
         let tasks = parts.tasks.child("raft");
         let directory = Arc::new(Directory::new(Arc::clone(&metrics)));
+        let detector = Arc::new(Detector::new(limits(&parts.options), Arc::clone(&metrics)));
         let shared = Arc::new(Shared {
             node: identity.node,
             options: parts.options.clone(),
@@ -124,9 +126,21 @@ impl RaftHost {
             ports: parts.ports.clone(),
             tasks: tasks.clone(),
             directory: Arc::clone(&directory),
+            detector: Arc::clone(&detector),
             metrics,
         });
-        let host = Self::start(store, shared, directory, transport, config, parts.ports, tasks)?;
+        if parts.options.takeover {
+            let takeover = Takeover {
+                directory: Arc::clone(&directory),
+                detector: Arc::clone(&detector),
+                transport: transport.clone(),
+                tasks: tasks.clone(),
+            };
+            tasks.spawn_critical("takeover", takeover.run().map(Ok));
+        }
+        let watching = detector::run(detector, Arc::clone(&directory), transport.clone(), tasks.clone());
+        let host = Self::start(store, shared, directory, transport, config, parts.ports, tasks.clone())?;
+        tasks.spawn_critical("detector", watching.map(Ok));
         let collector = StoreCollector::new(Arc::downgrade(&host.inner.opener));
         handles.register(|registry| registry.register_collector(Box::new(collector)));
         Ok(host)
@@ -160,15 +174,6 @@ impl RaftHost {
         );
         let maintaining = maintenance.run(tasks.clone());
         tasks.spawn_critical("maintenance", maintaining.map(Ok));
-        if shared.options.takeover {
-            let watching = takeover::run(
-                Arc::clone(&directory),
-                transport.clone(),
-                ports.clone(),
-                tasks.clone(),
-            );
-            tasks.spawn_critical("takeover", watching.map(Ok));
-        }
         let opener = Opener {
             store,
             transport: transport.clone(),
@@ -338,6 +343,14 @@ impl RaftHost {
             names: unfinished.names,
             deadline: left,
         })
+    }
+}
+
+fn limits(options: &HostOptions) -> Limits {
+    Limits {
+        interval: options.ping_interval,
+        shortest: options.suspect_after,
+        longest: options.suspect_after_max.max(options.suspect_after),
     }
 }
 

@@ -15,6 +15,7 @@ mod applied;
 mod blocking;
 mod cell;
 mod checkpoint_codec;
+mod detector;
 mod directory;
 mod drivers;
 mod error;

@@ -22,6 +22,9 @@ pub(crate) struct Metrics {
     pub(crate) snapshots_refused: Counter,
     pub(crate) snapshot_bytes: Counter,
     pub(crate) takeovers: Counter,
+    pub(crate) suspicions: Counter,
+    pub(crate) nodes_heard: Gauge,
+    pub(crate) suspicions_withdrawn: Counter,
     pub(crate) streams_broken: Counter,
     pub(crate) greetings_refused: Counter,
     pub(crate) routes_refused: Counter,
@@ -32,7 +35,7 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        let counters: [(&str, &str, &Counter); 18] = [
+        let counters: [(&str, &str, &Counter); 20] = [
             ("proposals", "entries proposed to openraft", &metrics.proposals),
             (
                 "proposals_refused",
@@ -83,8 +86,18 @@ impl Metrics {
             ),
             (
                 "takeovers",
-                "leaderships taken because the leader's process was gone",
+                "campaigns because the leader's node was suspected to be dead or cut off",
                 &metrics.takeovers,
+            ),
+            (
+                "suspicions",
+                "nodes that were suspected to be dead or cut off",
+                &metrics.suspicions,
+            ),
+            (
+                "suspicions_withdrawn",
+                "nodes that were suspected, and heard again from the same process",
+                &metrics.suspicions_withdrawn,
             ),
             (
                 "streams_broken",
@@ -119,6 +132,11 @@ impl Metrics {
             "damaged_replicas",
             "replicas that do not vote because of damage",
             metrics.damaged.clone(),
+        );
+        registry.register(
+            "nodes_heard",
+            "other nodes whose signs of life are heard",
+            metrics.nodes_heard.clone(),
         );
         registry.register(
             "leading",

@@ -19,8 +19,14 @@ pub struct HostOptions {
     pub election_timeout_max: Duration,
     /// Heartbeats of all groups to one node are collected this long (5 ms).
     pub heartbeat_coalesce: Duration,
-    /// When a leader's process is certainly gone (its connection broke and its port refuses), survivors take over at
-    /// once instead of waiting for the lease (true).
+    /// How often a node sends a sign of life to every other one (100 ms).
+    pub ping_interval: Duration,
+    /// Silence after which a node that is punctual otherwise is suspected to be dead or cut off (400 ms).
+    pub suspect_after: Duration,
+    /// Silence after which any node is suspected, however often it is late (700 ms).
+    pub suspect_after_max: Duration,
+    /// When a leader's node is suspected by a majority of a group's voters, or its process is certainly gone, survivors
+    /// take over at once instead of waiting for the lease (true).
     pub takeover: bool,
     /// Proposals of one partition that may wait for their commit (1,024).
     pub max_in_flight_entries: u64,
@@ -65,6 +71,9 @@ impl Default for HostOptions {
             election_timeout_min: Duration::from_millis(500),
             election_timeout_max: Duration::from_millis(900),
             heartbeat_coalesce: Duration::from_millis(5),
+            ping_interval: Duration::from_millis(100),
+            suspect_after: Duration::from_millis(400),
+            suspect_after_max: Duration::from_millis(700),
             takeover: true,
             max_in_flight_entries: 1024,
             max_in_flight_bytes: 32 << 20,

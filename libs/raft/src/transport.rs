@@ -1,7 +1,7 @@
 //! How replicas talk: few streams per pair of nodes, whatever the number of groups.
 //!
-//! To every node lead three connections: one for log entries, one for heartbeats and votes, so that a big entry never
-//! delays a sign of life, and one for snapshots. Who talks is said at the beginning of each stream and in each call,
+//! To every node lead four connections: one for log entries, one for heartbeats and votes, so that a big entry never
+//! delays them, one for snapshots, and one for the signs of life of the node itself. Who talks is said at the beginning of each stream and in each call,
 //! and verified: cluster, both nodes, both replicas.
 //!
 //! openraft asks [`Factory`] for a client per follower and purpose; all clients of one node share its [`Peer`].
@@ -13,12 +13,12 @@ mod fragments;
 pub(crate) mod grpc;
 mod outbox;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use ptah_rpc::{Channels, ClusterSecret, Network};
 use ptah_segment_log::Identity;
 use ptah_service::{Ports, Tasks};
@@ -29,6 +29,7 @@ use tokio::sync::watch;
 pub(crate) use client::Factory;
 pub(crate) use outbox::Route;
 
+use crate::detector::Detector;
 use crate::directory::Directory;
 use crate::metrics::Metrics;
 use crate::shield::{NoAnswer, to_the_end, unbroken};
@@ -51,6 +52,7 @@ struct Lines {
     entries: Channels,
     beats: Channels,
     snapshots: Channels,
+    pings: Channels,
 }
 
 struct Inner {
@@ -61,9 +63,14 @@ struct Inner {
     ports: Ports,
     tasks: Tasks,
     directory: Arc<Directory>,
+    detector: Arc<Detector>,
+    /// Tells this process from the ones before it.
+    incarnation: u64,
     metrics: Arc<Metrics>,
     addresses: watch::Sender<BTreeMap<NodeId, String>>,
     peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
+    /// Nodes that are pinged.
+    pinged: Mutex<BTreeSet<NodeId>>,
 }
 
 /// The talk of one node with all others. Cheap to clone.
@@ -88,6 +95,7 @@ pub(crate) struct TransportParts {
     pub(crate) ports: Ports,
     pub(crate) tasks: Tasks,
     pub(crate) directory: Arc<Directory>,
+    pub(crate) detector: Arc<Detector>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -98,19 +106,23 @@ impl Transport {
             entries: channels(),
             beats: channels(),
             snapshots: channels(),
+            pings: channels(),
         };
         Self {
             inner: Arc::new(Inner {
                 identity: parts.identity,
                 options: parts.options,
                 network: parts.network,
+                incarnation: parts.ports.random.next_u64(),
                 lines,
                 ports: parts.ports,
                 tasks: parts.tasks,
                 directory: parts.directory,
+                detector: parts.detector,
                 metrics: parts.metrics,
                 addresses: watch::Sender::new(BTreeMap::new()),
                 peers: RwLock::new(BTreeMap::new()),
+                pinged: Mutex::new(BTreeSet::new()),
             }),
         }
     }
@@ -126,6 +138,34 @@ impl Transport {
 
     pub(crate) fn address(&self, node: NodeId) -> Option<String> {
         self.inner.addresses.borrow().get(&node).cloned()
+    }
+
+    pub(crate) fn own_node(&self) -> NodeId {
+        self.inner.identity.node
+    }
+
+    /// All other nodes that have an address.
+    pub(crate) fn other_nodes(&self) -> BTreeSet<NodeId> {
+        let addresses = self.inner.addresses.borrow();
+        let others = addresses.keys().filter(|node| **node != self.own_node());
+        others.copied().collect()
+    }
+
+    /// Sends signs of life to these nodes from now on.
+    pub(crate) fn keep_pinging(&self, nodes: &BTreeSet<NodeId>) {
+        let mut pinged = self.inner.pinged.lock();
+        for node in nodes {
+            if pinged.insert(*node) {
+                let (transport, node) = (self.clone(), *node);
+                let pinging = async move {
+                    grpc::keep_pinging(transport, node).await;
+                    Ok(())
+                };
+                self.inner
+                    .tasks
+                    .spawn_critical(format!("pings to node {node}"), pinging);
+            }
+        }
     }
 
     /// The node's peer, whose streams run from now on.

@@ -3,6 +3,7 @@
 mod beats;
 pub(crate) mod calls;
 mod convert;
+mod pings;
 mod receive;
 mod server;
 mod streams;
@@ -11,6 +12,7 @@ use ptah_proto::raft::v1 as pb;
 use ptah_rpc::{MAX_RPC_MESSAGE_BYTES, RpcChannel, wire_range};
 use ptah_types::NodeId;
 
+pub(crate) use pings::keep_pinging;
 pub use server::TransportService;
 pub(crate) use streams::start_streams;
 

@@ -211,6 +211,29 @@ impl Cluster {
         &self.node(id).up.as_ref().expect("the node is up").host
     }
 
+    /// Stops every thread of a node's runtime, as SIGSTOP does: its connections stay, and nobody answers.
+    pub fn freeze(&self, id: u64) -> Frozen {
+        let runtime = self.runtime(id);
+        let workers = runtime.metrics().num_workers();
+        let (tell, stopped) = mpsc::channel();
+        let thaw = (0..workers)
+            .map(|_| {
+                let (thaw, wait) = mpsc::channel::<()>();
+                let tell = tell.clone();
+                runtime.spawn(async move {
+                    tell.send(()).unwrap();
+                    // Ends when the other side is dropped.
+                    let _ = wait.recv();
+                });
+                thaw
+            })
+            .collect();
+        for _ in 0..workers {
+            stopped.recv_timeout(PATIENCE).expect("a worker takes the task");
+        }
+        Frozen { _thaw: thaw }
+    }
+
     /// Power loss: what was not synced is gone or torn.
     pub fn power_off(&mut self, id: u64) {
         let this = self.node_mut(id);
@@ -284,6 +307,31 @@ impl Cluster {
         Leader::new(on, self.replica(on, group_number))
     }
 
+    /// Waits until every node that is up hears every other one.
+    pub fn until_all_are_heard(&self) {
+        let up: Vec<u64> = self
+            .nodes
+            .iter()
+            .filter(|n| n.up.is_some())
+            .map(|n| n.id)
+            .collect();
+        for id in &up {
+            until(&format!("node {id} hears the others"), || {
+                (self.counter(*id, "ptah_nodes_heard") + 1 == up.len() as u64).then_some(())
+            });
+        }
+    }
+
+    /// The leader's side on a node that leads.
+    pub fn leader_on(&self, id: u64, group_number: u64) -> Leader {
+        Leader::new(id, self.replica(id, group_number))
+    }
+
+    /// Where a node that is up listens.
+    pub fn address(&self, id: u64) -> String {
+        self.node(id).up.as_ref().expect("the node is up").address.clone()
+    }
+
     /// Appends, following the leader, until it is committed; answers where.
     pub fn append(&self, group_number: u64, payload: &[u8]) -> Appended {
         until("a message is committed", || {
@@ -352,6 +400,11 @@ impl Cluster {
             p.encode()
         })
     }
+}
+
+/// A node that does nothing until this is dropped.
+pub struct Frozen {
+    _thaw: Vec<mpsc::Sender<()>>,
 }
 
 impl Drop for Cluster {

@@ -3,11 +3,13 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 #[derive(Default)]
 struct State {
     target: Option<String>,
     sockets: Vec<TcpStream>,
+    silent: bool,
 }
 
 /// Passes connections on. Dropping it cuts them.
@@ -45,6 +47,11 @@ impl Proxy {
         self.state.lock().unwrap().target = Some(target);
     }
 
+    /// Holds everything back, as when a cable is pulled: nobody is told. Or lets it pass again.
+    pub fn silence(&self, silent: bool) {
+        self.state.lock().unwrap().silent = silent;
+    }
+
     /// Breaks every connection; new ones are passed on.
     pub fn cut(&self) {
         for socket in self.state.lock().unwrap().sockets.drain(..) {
@@ -60,20 +67,24 @@ impl Drop for Proxy {
     }
 }
 
-fn join(state: &Mutex<State>, near: TcpStream, far: TcpStream) -> io::Result<()> {
+fn join(state: &Arc<Mutex<State>>, near: TcpStream, far: TcpStream) -> io::Result<()> {
     for socket in [&near, &far] {
         socket.set_nodelay(true)?;
         state.lock().unwrap().sockets.push(socket.try_clone()?);
     }
     let (near_back, far_back) = (near.try_clone()?, far.try_clone()?);
-    std::thread::spawn(move || pump(near, far));
-    std::thread::spawn(move || pump(far_back, near_back));
+    let (there, back) = (Arc::clone(state), Arc::clone(state));
+    std::thread::spawn(move || pump(&there, near, far));
+    std::thread::spawn(move || pump(&back, far_back, near_back));
     Ok(())
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream) {
+fn pump(state: &Mutex<State>, mut from: TcpStream, mut to: TcpStream) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(len @ 1..) = from.read(&mut buffer) {
+        while state.lock().unwrap().silent {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         if to.write_all(&buffer[..len]).is_err() {
             break;
         }

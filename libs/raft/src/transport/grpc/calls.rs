@@ -7,10 +7,10 @@ use openraft::raft::{TransferLeaderRequest, VoteRequest, VoteResponse};
 use ptah_proto::raft::v1 as pb;
 use ptah_rpc::Channels;
 use ptah_segment_log::{Checkpoint, MissingRange};
-use ptah_types::NodeId;
 use ptah_types::limits::FRAGMENT_BYTES;
+use ptah_types::{LogId, NodeId, RaftGroupId, ReplicaId};
 
-use super::convert::{raft_id_from_pb, raft_id_to_pb, route_to_pb, vote_from_pb, vote_to_pb};
+use super::convert::{id_from_pb, raft_id_from_pb, raft_id_to_pb, route_to_pb, vote_from_pb, vote_to_pb};
 use super::{TransportClient, client};
 use crate::checkpoint_codec::encode_offer;
 use crate::transport::{Route, Transport};
@@ -76,6 +76,43 @@ pub(crate) async fn transfer_leader(
     } else {
         Err("the replica does not take leadership".to_owned())
     }
+}
+
+/// What a survivor says.
+pub(crate) struct SurveyAnswer {
+    /// It does not hear the suspect either.
+    pub(crate) suspected: bool,
+    /// Where the logs of its replicas end.
+    pub(crate) ends: Vec<((RaftGroupId, ReplicaId), Option<LogId>)>,
+}
+
+/// Asks a node about a suspect and groups that it led.
+pub(crate) async fn survey(
+    transport: &Transport,
+    node: NodeId,
+    suspect: NodeId,
+    groups: Vec<RaftGroupId>,
+) -> Result<SurveyAnswer, CallError> {
+    let mut line = transport.line(&transport.inner.lines.pings, node)?;
+    let request = pb::SurveyRequest {
+        hello: Some(transport.hello(node)),
+        suspect_node_id: suspect.get(),
+        group_ids: groups.into_iter().map(RaftGroupId::get).collect(),
+    };
+    let response = line.survey(request).await.map_err(failed)?.into_inner();
+    let end = |end: pb::LogEnd| {
+        let group = RaftGroupId::new(end.group_id).map_err(failed)?;
+        let replica = ReplicaId::new(end.replica_id).map_err(failed)?;
+        Ok(((group, replica), end.last.map(id_from_pb)))
+    };
+    Ok(SurveyAnswer {
+        suspected: response.suspected,
+        ends: response
+            .ends
+            .into_iter()
+            .map(end)
+            .collect::<Result<_, CallError>>()?,
+    })
 }
 
 /// Offers a snapshot and waits until the follower has copied and installed it, which may take minutes.

@@ -148,6 +148,7 @@ pub(super) fn beat_result_to_pb(outcome: AppendOutcome) -> pb::BeatResult {
     };
     pb::BeatResult {
         outcome: Some(outcome),
+        quiesced: false,
     }
 }
 

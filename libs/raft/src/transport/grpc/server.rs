@@ -9,17 +9,19 @@ use ptah_proto::raft::v1 as pb;
 use ptah_proto::raft::v1::raft_transport_service_server::{RaftTransportService, RaftTransportServiceServer};
 use ptah_rpc::{MAX_RPC_MESSAGE_BYTES, RpcError, agree_wire};
 use ptah_segment_log::Checkpoint;
-use ptah_types::{ErrorKind, LogIndex, NodeId};
+use ptah_types::{ErrorKind, LogIndex, NodeId, RaftGroupId};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::beats::answer_beats;
 use super::convert::{
-    InvalidMessage, raft_id_from_pb, raft_id_to_pb, route_from_pb, vote_from_pb, vote_to_pb,
+    InvalidMessage, id_to_pb, raft_id_from_pb, raft_id_to_pb, route_from_pb, vote_from_pb, vote_to_pb,
 };
+use super::pings::listen;
 use super::receive::Receiver;
 use crate::checkpoint_codec::decode_offer;
+use crate::detector::Belief;
 use crate::install::{self, ReceiveError};
 use crate::transport::{GREETING_DEADLINE, Transport};
 use crate::types::TypeConfig;
@@ -156,6 +158,7 @@ impl TransportServer {
 impl RaftTransportService for TransportServer {
     type ReplicateStream = ReceiverStream<Result<pb::ReplicateResponse, Status>>;
     type HeartbeatStream = ReceiverStream<Result<pb::HeartbeatResponse, Status>>;
+    type PingStream = ReceiverStream<Result<pb::PingResponse, Status>>;
     type ReadSegmentStream = ReceiverStream<Result<pb::ReadSegmentResponse, Status>>;
 
     async fn replicate(
@@ -218,6 +221,55 @@ impl RaftTransportService for TransportServer {
             transport.inner.directory.stream_lost(from);
         });
         Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn ping(
+        &self,
+        request: Request<tonic::Streaming<pb::PingRequest>>,
+    ) -> Result<Response<Self::PingStream>, Status> {
+        let mut requests = request.into_inner();
+        let first = self.greeting(&mut requests).await?;
+        let (from, wire_version) = self.greet(first.hello)?;
+        let (send, answers) = mpsc::channel(1);
+        let welcome = pb::PingResponse {
+            welcome: Some(pb::Welcome { wire_version }),
+        };
+        // The receiver is right here.
+        let _ = send.try_send(Ok(welcome));
+        let transport = self.transport.clone();
+        let stopping = transport.inner.tasks.stopping();
+        let tasks = transport.inner.tasks.clone();
+        tasks.spawn(format!("pings from node {from}"), async move {
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = listen(&transport, from, first.incarnation, requests, send) => {}
+            }
+            transport.inner.directory.stream_lost(from);
+        });
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn survey(
+        &self,
+        request: Request<pb::SurveyRequest>,
+    ) -> Result<Response<pb::SurveyResponse>, Status> {
+        let request = request.into_inner();
+        self.greet(request.hello)?;
+        let suspect = NodeId::new(request.suspect_node_id).map_err(|_| InvalidMessage("node id is zero"))?;
+        let inner = &self.transport.inner;
+        let end = |id: u64| {
+            let cell = inner.directory.get(RaftGroupId::new(id).ok()?)?;
+            let last = cell.with_running(|running| running.log.last_log_id())?;
+            Some(pb::LogEnd {
+                group_id: id,
+                replica_id: cell.replica.get(),
+                last: last.map(id_to_pb),
+            })
+        };
+        Ok(Response::new(pb::SurveyResponse {
+            suspected: suspect != inner.identity.node && inner.detector.belief(suspect) != Belief::Alive,
+            ends: request.group_ids.into_iter().filter_map(end).collect(),
+        }))
     }
 
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {

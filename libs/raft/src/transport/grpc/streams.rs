@@ -1,11 +1,13 @@
 //! The two long streams to a node: log entries and heartbeats, each on its connection, each made anew when it breaks.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ptah_proto::raft::v1 as pb;
 use ptah_rpc::{Channels, RpcChannel};
+use ptah_types::NodeId;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -23,16 +25,21 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 const SEND_AHEAD: usize = 2;
 
 /// Why a stream ended; kept short, because it is logged on every attempt.
-type Broken = String;
+pub(super) type Broken = String;
 
 /// Starts the streams of a node; they run until the host stops.
 pub(crate) fn start_streams(transport: &Transport, peer: &Arc<Peer>) {
     let name = |what: &str| format!("{what} to node {}", peer.node);
     let (owner, to) = (transport.clone(), Arc::clone(peer));
     transport.inner.tasks.spawn_critical(name("entries"), async move {
-        keep_up(&owner, &to, "entries", &owner.inner.lines.entries, |channel| {
-            send_entries(&owner, &to, channel)
-        })
+        keep_up(
+            &owner,
+            to.node,
+            "entries",
+            LONGEST_PAUSE,
+            &owner.inner.lines.entries,
+            |channel| send_entries(&owner, &to, channel),
+        )
         .await;
         Ok(())
     });
@@ -41,17 +48,28 @@ pub(crate) fn start_streams(transport: &Transport, peer: &Arc<Peer>) {
         .inner
         .tasks
         .spawn_critical(name("heartbeats"), async move {
-            keep_up(&owner, &to, "heartbeats", &owner.inner.lines.beats, |channel| {
-                send_beats(&owner, &to, channel)
-            })
+            keep_up(
+                &owner,
+                to.node,
+                "heartbeats",
+                LONGEST_PAUSE,
+                &owner.inner.lines.beats,
+                |channel| send_beats(&owner, &to, channel),
+            )
             .await;
             Ok(())
         });
 }
 
 /// Runs a stream again and again, while the node has an address.
-async fn keep_up<F, Fut>(transport: &Transport, peer: &Peer, what: &str, channels: &Channels, mut run: F)
-where
+pub(super) async fn keep_up<F, Fut>(
+    transport: &Transport,
+    node: NodeId,
+    what: &str,
+    longest_pause: Duration,
+    channels: &Channels,
+    mut run: F,
+) where
     F: FnMut(RpcChannel) -> Fut,
     Fut: Future<Output = Broken>,
 {
@@ -59,7 +77,7 @@ where
     let mut addresses = transport.inner.addresses.subscribe();
     let mut pause = FIRST_PAUSE;
     loop {
-        let address = addresses.borrow_and_update().get(&peer.node).cloned();
+        let address = addresses.borrow_and_update().get(&node).cloned();
         let attempt = async {
             let Some(address) = &address else {
                 return std::future::pending().await;
@@ -70,22 +88,22 @@ where
             }
         };
         let started = tokio::time::Instant::now();
-        let moved = moves(&mut addresses, peer, address.as_deref());
+        let moved = moves(&mut addresses, node, address.as_deref());
         tokio::select! {
             () = stopping.cancelled() => return,
             () = moved => pause = FIRST_PAUSE,
             broken = attempt => {
-                if started.elapsed() > LONGEST_PAUSE {
+                if started.elapsed() > longest_pause {
                     pause = FIRST_PAUSE;
                 }
                 transport.inner.metrics.streams_broken.inc();
-                tracing::debug!(node = %peer.node, what, %broken, "raft stream broke");
+                tracing::debug!(%node, what, %broken, "raft stream broke");
                 let jitter = transport.inner.ports.random.below(pause.as_micros() as u64 / 2 + 1);
                 tokio::select! {
                     () = stopping.cancelled() => return,
                     () = tokio::time::sleep(pause + Duration::from_micros(jitter)) => {}
                 }
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pause = (pause * 2).min(longest_pause);
             }
         }
     }
@@ -93,12 +111,12 @@ where
 
 /// Resolves when the node's address is another one.
 async fn moves(
-    addresses: &mut tokio::sync::watch::Receiver<std::collections::BTreeMap<ptah_types::NodeId, String>>,
-    peer: &Peer,
+    addresses: &mut tokio::sync::watch::Receiver<BTreeMap<NodeId, String>>,
+    node: NodeId,
     address: Option<&str>,
 ) {
     while addresses.changed().await.is_ok() {
-        if addresses.borrow().get(&peer.node).map(String::as_str) != address {
+        if addresses.borrow().get(&node).map(String::as_str) != address {
             return;
         }
     }
@@ -124,12 +142,12 @@ impl Drop for Disconnect<'_> {
     }
 }
 
-fn broken(error: impl ToString) -> Broken {
+pub(super) fn broken(error: impl ToString) -> Broken {
     error.to_string()
 }
 
 /// Waits for the greeting's answer.
-async fn greeted<T>(answer: impl Future<Output = Result<T, tonic::Status>>) -> Result<T, Broken> {
+pub(super) async fn greeted<T>(answer: impl Future<Output = Result<T, tonic::Status>>) -> Result<T, Broken> {
     tokio::time::timeout(GREETING_DEADLINE, answer)
         .await
         .map_err(|_| broken("no answer to the greeting"))?
@@ -252,6 +270,7 @@ fn beat_to_pb(beat: &Beat) -> pb::Beat {
         vote: Some(vote_to_pb(&beat.head.vote)),
         previous: raft_id_to_pb(beat.head.previous.as_ref()),
         committed: raft_id_to_pb(beat.head.committed.as_ref()),
+        quiesce: false,
     }
 }
 
