@@ -23,6 +23,7 @@ pub struct Cluster {
     /// Gateway process.
     pub gateway: Process,
     extra: String,
+    database_url: String,
 }
 
 impl Cluster {
@@ -31,14 +32,29 @@ impl Cluster {
         Self::start_with(nodes, "").await
     }
 
+    /// Starts a cluster whose metadata lies in the database of a URL instead of a file.
+    pub async fn start_on(nodes: usize, database_url: &str) -> anyhow::Result<Self> {
+        Self::start_all(nodes, "", Some(database_url)).await
+    }
+
     /// Starts a cluster whose storage nodes have extra lines in their configuration.
     pub async fn start_with(nodes: usize, storage_config: &str) -> anyhow::Result<Self> {
+        Self::start_all(nodes, storage_config, None).await
+    }
+
+    async fn start_all(
+        nodes: usize,
+        storage_config: &str,
+        database_url: Option<&str>,
+    ) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("ptah-cluster-")
             .tempdir()
             .context("make directory")?;
         let root = dir.path();
-        let metadata = start_metadata(root, "127.0.0.1:0").await?;
+        let file = format!("sqlite://{}?mode=rwc", root.join("metadata/ptah.db").display());
+        let database_url = database_url.map_or(file, str::to_owned);
+        let metadata = start_metadata(root, "127.0.0.1:0", &database_url).await?;
         let control = start_control(root, "127.0.0.1:0", metadata.address("grpc")?).await?;
         let mut started = Vec::new();
         for id in 1..=nodes {
@@ -60,6 +76,7 @@ impl Cluster {
             nodes: started,
             gateway,
             extra,
+            database_url,
         };
         cluster.ready().await?;
         Ok(cluster)
@@ -119,7 +136,7 @@ impl Cluster {
     /// Starts metadata again, at the same address.
     pub async fn restart_metadata(&mut self) -> anyhow::Result<()> {
         let address = self.metadata.address("grpc")?.to_owned();
-        self.metadata = start_metadata(self.path(), &address).await?;
+        self.metadata = start_metadata(self.path(), &address, &self.database_url).await?;
         Ok(())
     }
 
@@ -184,9 +201,8 @@ async fn start_service(root: &Path, name: &str, program: &str, config: String) -
     Process::start(name, program, &["--config", file], &ports, dir.join("log")).await
 }
 
-async fn start_metadata(root: &Path, listen: &str) -> anyhow::Result<Process> {
-    let url = format!("sqlite://{}?mode=rwc", root.join("metadata/ptah.db").display());
-    let config = format!("grpc_listen = \"{listen}\"\ndatabase_url = \"{url}\"\n");
+async fn start_metadata(root: &Path, listen: &str, database_url: &str) -> anyhow::Result<Process> {
+    let config = format!("grpc_listen = \"{listen}\"\ndatabase_url = {database_url:?}\n");
     start_service(root, "metadata", "ptah-metadata", config).await
 }
 

@@ -7,6 +7,7 @@ pub mod check;
 pub mod client;
 pub mod cluster;
 pub mod load;
+pub mod postgres;
 pub mod process;
 pub mod records;
 
