@@ -6,10 +6,12 @@
 pub mod check;
 pub mod client;
 pub mod cluster;
+pub mod links;
 pub mod load;
 pub mod postgres;
 pub mod process;
 pub mod records;
+pub mod traffic;
 
 use std::fmt::Debug;
 use std::future::Future;

@@ -32,6 +32,16 @@ impl Progress {
         self.acknowledged.load(Ordering::SeqCst)
     }
 
+    /// One more was acknowledged.
+    pub fn acknowledge(&self) {
+        self.acknowledged.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether the producer was asked to end.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
     /// Asks the producer to end after what it has sent is answered.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);

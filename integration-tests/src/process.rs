@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::process::{Child, Command};
 
+use crate::links::NAME_VARIABLE;
 use crate::{SOON, until};
 
 /// Directory with the programs of this build: the tests' own executable lies in `deps` below it.
@@ -71,6 +72,7 @@ impl Process {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("RUST_BACKTRACE", "1")
+            .env(NAME_VARIABLE, name)
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("share log")?)
             .stderr(output)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ptah_integration_tests::cluster::Cluster;
-use ptah_integration_tests::process::{self, Process};
+use ptah_integration_tests::process;
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -17,7 +17,7 @@ async fn ptah(cluster: &Cluster, args: &[&str]) -> anyhow::Result<Value> {
     command
         .args(args)
         .arg("--json")
-        .env("PTAH_SERVER", cluster.gateway.address("grpc")?)
+        .env("PTAH_SERVER", cluster.gateway_address()?)
         .env("PTAH_USER", "root")
         .env("PTAH_PASSWORD", "memphis");
     let output = process::output(command, LIMIT).await?;
@@ -35,7 +35,8 @@ pub(crate) struct Run {
 impl Run {
     /// `ptah bench produce` with `args`, with the CPU time of all services and the fsyncs of all storage nodes.
     pub(crate) async fn produce(cluster: &Cluster, args: &str) -> anyhow::Result<Self> {
-        let pids = services(cluster)
+        let pids = cluster
+            .all()
             .map(|process| Ok(process.pid()?.to_string()))
             .collect::<anyhow::Result<Vec<_>>>()?
             .join(",");
@@ -77,13 +78,6 @@ impl Run {
             .filter_map(|process| process["us_per_message"].as_f64())
             .sum())
     }
-}
-
-/// Every process of the cluster.
-fn services(cluster: &Cluster) -> impl Iterator<Item = &Process> {
-    [&cluster.metadata, &cluster.control, &cluster.gateway]
-        .into_iter()
-        .chain(&cluster.nodes)
 }
 
 /// The middle one of some figures; 0 of none.

@@ -108,7 +108,7 @@ async fn slow_readers_and_big_producers_stay_within_the_memory_budget() -> anyho
     }
     // Slow readers have credit for much more than they ever read. Each is a client of its own: on one connection they
     // would stop each other.
-    let address = cluster.gateway.address("grpc")?;
+    let address = cluster.gateway_address()?;
     let readers = try_join_all((0..SLOW_READERS).map(|reader| async move {
         let client = Client::connect(address).await?;
         Ok::<_, anyhow::Error>(
@@ -140,7 +140,7 @@ async fn slow_readers_and_big_producers_stay_within_the_memory_budget() -> anyho
     let stored = try_join_all(producing).await?;
     assert_eq!(stored.len(), PRODUCERS);
     drop(readers);
-    let gateway = peak_mib(&cluster.gateway)?;
+    let gateway = peak_mib(&cluster.gateways[0])?;
     assert!(gateway < GATEWAY_BUDGET_MIB, "gateway took {gateway} MiB");
     for (index, node) in cluster.nodes.iter().enumerate() {
         let peak = peak_mib(node)?;

@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(240);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_carries_every_record_to_two_groups_in_key_order() -> anyhow::Result<()> {
     let cluster = Cluster::start(3).await?;
-    let server = cluster.gateway.address("grpc")?.to_owned();
+    let server = cluster.gateway_address()?.to_owned();
     let produced = records::numbered(ROUNDS)?;
     let mut file = tempfile::NamedTempFile::new()?;
     for record in &produced {
@@ -78,7 +78,7 @@ async fn a_python_client_carries_every_record_over_the_streams() -> anyhow::Resu
         .arg(format!(
             "{root}/integration-tests/sdk/python/records_round_trip.py"
         ))
-        .arg(cluster.gateway.address("grpc")?)
+        .arg(cluster.gateway_address()?)
         .arg(format!("{root}/proto"))
         .arg(records::path())
         .arg(ROUNDS.to_string());
