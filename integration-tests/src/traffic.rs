@@ -46,7 +46,9 @@ impl Gateways {
     async fn connect(&mut self) -> anyhow::Result<Client> {
         let address = self.addresses[self.next % self.addresses.len()].clone();
         self.next += 1;
-        timeout(PATIENCE, Client::connect(&address)).await.context("no answer")?
+        timeout(PATIENCE, Client::connect(&address))
+            .await
+            .context("no answer")?
     }
 }
 
@@ -229,7 +231,9 @@ async fn consume_on(
                 }
                 for messages in by_partition.into_values() {
                     confirms += 1;
-                    let places = messages.iter().map(|message| (message.partition, message.sequence));
+                    let places = messages
+                        .iter()
+                        .map(|message| (message.partition, message.sequence));
                     waiting.insert(confirms, places.collect());
                     if stream.acknowledge(&messages, confirms).await.is_err() {
                         return Ok(false);
