@@ -61,3 +61,19 @@ where
         Err(_) => Err(effect.too_late(deadline)),
     }
 }
+
+/// Waits for the beginning of a stream. No `grpc-timeout` is sent: it would be the deadline of the whole stream to
+/// a proxy in between.
+pub(crate) async fn begin<T>(
+    deadline: Duration,
+    opening: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, RpcError> {
+    match tokio::time::timeout(deadline, opening).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(RpcError::of_read(status)),
+        Err(_) => {
+            let message = format!("stream not opened within {deadline:?}");
+            Err(RpcError::new(ErrorKind::DeadlineExceeded, message))
+        }
+    }
+}

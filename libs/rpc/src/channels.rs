@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use ptah_types::{ErrorKind, WIRE_PROTOCOL};
+use ptah_types::{ErrorKind, VersionRange, WIRE_PROTOCOL};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -77,6 +77,10 @@ impl Interceptor for Credentials {
     }
 }
 
+fn versions(wire: VersionRange) -> MetadataValue<Ascii> {
+    MetadataValue::try_from(wire.to_string()).expect("digits and a dash are ASCII")
+}
+
 /// Cached channels by address. Clones share the cache.
 #[derive(Clone)]
 pub struct Channels {
@@ -89,10 +93,9 @@ pub struct Channels {
 impl Channels {
     /// Channels between processes of the cluster.
     pub fn new(network: Arc<dyn Network>, secret: ClusterSecret) -> Self {
-        let wire = MetadataValue::try_from(WIRE_PROTOCOL.to_string());
         let internal = Internal {
             proof: secret.proof(),
-            wire: wire.expect("digits and a dash are ASCII"),
+            wire: versions(WIRE_PROTOCOL),
         };
         Self::with_credentials(network, Credentials(Some(internal)))
     }
@@ -109,6 +112,17 @@ impl Channels {
             options: ChannelOptions::default(),
             open: Arc::default(),
         }
+    }
+
+    /// Says that it speaks other versions of the wire protocol than this build does, and an empty cache: to find out how
+    /// a peer of another release is answered.
+    #[must_use]
+    pub fn with_wire(mut self, wire: VersionRange) -> Self {
+        if let Credentials(Some(internal)) = &mut self.credentials {
+            internal.wire = versions(wire);
+        }
+        self.open = Arc::default();
+        self
     }
 
     /// With other settings, and an empty cache.

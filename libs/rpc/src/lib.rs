@@ -20,6 +20,7 @@ mod server;
 mod wire;
 
 pub use budget::{BudgetPermit, CurrentMessage, IncomingMessages, MessageBudget, RequestBody, RequestLimits};
+pub(crate) use call::begin;
 pub use call::{CallEffect, call};
 pub use channels::{ChannelOptions, Channels, Credentials, RpcChannel};
 pub use clients::{ManagementClient, MetadataClient, NodeClient, PartitionClient, ReplicaClient};

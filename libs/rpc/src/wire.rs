@@ -55,14 +55,22 @@ fn agree(theirs: Option<VersionRange>) -> Result<u32, RpcError> {
     let Some(theirs) = theirs else {
         return incompatible(format!(
             "the caller does not say its wire protocol versions; this process speaks {WIRE_PROTOCOL}, \
-             update the caller"
+             upgrade the caller"
         ));
     };
     match WIRE_PROTOCOL.agree(theirs) {
         Some(version) => Ok(version),
-        None => incompatible(format!(
-            "the caller speaks wire protocol {theirs} and this process {WIRE_PROTOCOL}; update the older one"
-        )),
+        None => {
+            let older = if theirs.max < WIRE_PROTOCOL.min {
+                "the caller"
+            } else {
+                "this process"
+            };
+            let name = env!("CARGO_PKG_VERSION");
+            incompatible(format!(
+                "the caller speaks wire protocol {theirs} and this process (ptah {name}) {WIRE_PROTOCOL}; upgrade {older}"
+            ))
+        }
     }
 }
 
@@ -81,12 +89,15 @@ mod tests {
 
     #[test]
     fn other_versions_are_refused_in_one_sentence() {
-        let refused = agree_header(Some(b"7-9")).unwrap_err();
-        assert_eq!(refused.kind, ErrorKind::Incompatible);
-        assert_eq!(
-            refused.message,
-            "the caller speaks wire protocol 7-9 and this process 1-1; update the older one"
-        );
+        for (theirs, older) in [("7-9", "this process"), ("0-0", "the caller")] {
+            let refused = agree_header(Some(theirs.as_bytes())).unwrap_err();
+            assert_eq!(refused.kind, ErrorKind::Incompatible);
+            let version = env!("CARGO_PKG_VERSION");
+            let expected = format!(
+                "the caller speaks wire protocol {theirs} and this process (ptah {version}) 1-1; upgrade {older}"
+            );
+            assert_eq!(refused.message, expected);
+        }
     }
 
     #[test]

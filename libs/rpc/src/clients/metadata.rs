@@ -9,7 +9,7 @@ use tonic::Streaming;
 
 use super::DEFAULT_DEADLINE;
 use crate::records::{Commit, Record, RecordKey, RecordKind};
-use crate::{CallEffect, ConversionError, MAX_RPC_MESSAGE_BYTES, RpcChannel, RpcError, call};
+use crate::{CallEffect, ConversionError, MAX_RPC_MESSAGE_BYTES, RpcChannel, RpcError, begin, call};
 
 /// Client of the metadata service. Clones share the connection.
 #[derive(Clone, Debug)]
@@ -214,8 +214,7 @@ impl MetadataClient {
                 .map(|kind| pb::RecordKind::from(*kind).into())
                 .collect(),
         };
-        let stream = call(self.deadline, CallEffect::Read, request, |r| client.watch(r)).await?;
-        Ok(WatchStream(stream))
+        begin(self.deadline, client.watch(request)).await.map(WatchStream)
     }
 
     /// Takes, renews or (with `release`) gives up the control plane's lease.

@@ -11,7 +11,7 @@ use tonic::Streaming;
 use super::DEFAULT_DEADLINE;
 use crate::convert::{partition_key, partition_key_to_proto, required};
 use crate::records::ConsumerGroupConfig;
-use crate::{CallEffect, ConversionError, MAX_RPC_MESSAGE_BYTES, RpcChannel, RpcError, call};
+use crate::{CallEffect, ConversionError, MAX_RPC_MESSAGE_BYTES, RpcChannel, RpcError, begin, call};
 
 /// Client of a node's partitions. Clones share the connection.
 #[derive(Clone, Debug)]
@@ -203,22 +203,6 @@ impl PartitionClient {
         begin(self.deadline, client.watch_leaders(request))
             .await
             .map(LeaderStream)
-    }
-}
-
-/// Waits for the beginning of a stream. No `grpc-timeout` is sent: it would be the deadline of the whole stream to
-/// a proxy in between.
-async fn begin<T>(
-    deadline: Duration,
-    opening: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-) -> Result<T, RpcError> {
-    match tokio::time::timeout(deadline, opening).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(RpcError::of_read(status)),
-        Err(_) => {
-            let message = format!("stream not opened within {deadline:?}");
-            Err(RpcError::new(ptah_types::ErrorKind::DeadlineExceeded, message))
-        }
     }
 }
 

@@ -65,7 +65,11 @@ async fn callers_of_another_version_are_told_in_one_sentence() {
     let told = answer.message.replace("%20", " ").replace("%3B", ";");
     assert_eq!(
         told,
-        "the caller speaks wire protocol 7-9 and this process 1-1; update the older one"
+        concat!(
+            "the caller speaks wire protocol 7-9 and this process (ptah ",
+            env!("CARGO_PKG_VERSION"),
+            ") 1-1; upgrade this process"
+        )
     );
 }
 

@@ -6,6 +6,7 @@
 
 mod budget;
 mod calls;
+mod half_open;
 mod hostile;
 mod lifecycle;
 mod support;
