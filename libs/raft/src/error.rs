@@ -78,6 +78,18 @@ pub enum RemoveError {
         /// What happened.
         source: std::io::Error,
     },
+    /// It cannot be told whether the replica is the one that is to go.
+    #[error(
+        "remove replica {replica} of group {}: the disk does not tell which replica it has of the group; move its \
+         directory away if it is that one",
+        group.to_hex()
+    )]
+    Unidentified {
+        /// The group.
+        group: RaftGroupId,
+        /// The replica that is to go.
+        replica: ReplicaId,
+    },
 }
 
 impl Boundary for RemoveError {

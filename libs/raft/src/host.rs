@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use ptah_rpc::{ClusterSecret, Network};
 use ptah_segment_log::{Disk, Drivers, GroupCondition, GroupError, GroupInfo, Identity, Store};
 use ptah_service::{Ports, Tasks};
-use ptah_types::{LogIndex, NodeId, RaftGroupId, Sequence, Term};
+use ptah_types::{LogIndex, NodeId, RaftGroupId, ReplicaId, Sequence, Term};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -196,6 +196,11 @@ impl RaftHost {
         })
     }
 
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.inner.shared.node
+    }
+
     /// The gRPC service for the node's cluster listener. Serve it before replicas are ensured.
     pub fn transport_service(&self) -> TransportService {
         self.inner.transport.service()
@@ -259,6 +264,17 @@ impl RaftHost {
         inner.shared.leaders.forget(group);
         inner.shared.replicas.send_modify(|tick| *tick += 1);
         Ok(())
+    }
+
+    /// Stops a replica that left its group and deletes its data for ever; the caller holds its tombstone. Another replica of
+    /// the group stays.
+    pub async fn remove_replica(&self, group: RaftGroupId, replica: ReplicaId) -> Result<(), RemoveError> {
+        let here = self.replicas().into_iter().find(|status| status.group == group);
+        match here.map(|status| status.replica) {
+            Some(Some(here)) if here == replica => self.remove(group).await,
+            Some(None) => Err(RemoveError::Unidentified { group, replica }),
+            _ => Ok(()),
+        }
     }
 
     /// Every replica of this node, by group; also those that nobody ensured.

@@ -26,6 +26,7 @@ mod install;
 mod leaders;
 mod log_store;
 mod maintenance;
+mod membership;
 mod metrics;
 mod options;
 mod proposal;
@@ -49,6 +50,7 @@ pub use error::{
 };
 pub use host::{DiskSpace, HostParts, RaftHost};
 pub use leaders::{GroupLeadership, LeaderWatch};
+pub use membership::{GroupMembers, MembersStep};
 pub use options::HostOptions;
 pub use proposal::{Committed, Done, Outcome, ProposeError};
 pub use replica::{Replica, StoredBatch};

@@ -1,32 +1,23 @@
 //! The handle to one replica: proposing, reading, watching, moving leadership and members.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use openraft::Precondition;
-use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::vote::leader_id_std::CommittedLeaderId;
 use ptah_partition::{BatchStamp, Partition};
 use ptah_segment_log::{Frame, ReadError};
-use ptah_types::{LogId, NodeId, PartitionKey, RaftGroupId, ReplicaId, Sequence, Term, Timestamp};
+use ptah_types::{NodeId, PartitionKey, RaftGroupId, ReplicaId, Sequence, Term, Timestamp};
 use tokio::sync::watch;
 
 use crate::applied::AppliedTo;
 use crate::cell::{Cell, Leadership, ReplicaStatus};
-use crate::error::{MembershipError, ReadMessagesError, TransferError};
+use crate::error::{ReadMessagesError, TransferError};
 use crate::handover::hand_leadership;
 use crate::proposal::{Done, Pending, ProposalResponder, ProposeError};
 use crate::record::{Body, Record, stamp_of};
-use crate::shield::to_the_end;
-use crate::types::{HomeNode, Members, Raft, StoredMembership, TypeConfig, log_id, members};
-
-/// How long new members may take to catch up before a change of members is given up; it can be asked for again.
-const CATCH_UP_DEADLINE: Duration = Duration::from_secs(600);
+use crate::types::Raft;
 
 /// Messages as they are stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -266,62 +257,6 @@ impl Replica {
             .await
             .map_err(TransferError::Unavailable)
     }
-
-    /// Changes the voters, on the leader: new ones first learn until they have caught up, old ones leave. `expected`
-    /// is the membership that the caller saw. Long; safe to repeat.
-    pub async fn change_members(
-        &self,
-        expected: Option<LogId>,
-        voters: Vec<(ReplicaId, NodeId)>,
-    ) -> Result<(), MembershipError> {
-        if voters.is_empty() {
-            return Err(MembershipError::Invalid("a group needs a voter".to_owned()));
-        }
-        let running = self
-            .cell
-            .running()
-            .ok_or_else(|| MembershipError::Unavailable("the replica is not running".to_owned()))?;
-        let shared = &self.cell.shared;
-        let change = change_members(running.raft, expected, voters);
-        to_the_end(
-            &shared.tasks,
-            &shared.runtime,
-            "change of members",
-            CATCH_UP_DEADLINE,
-            change,
-        )
-        .await
-        .unwrap_or_else(|error| Err(MembershipError::OutcomeUnknown(error.to_string())))
-    }
-}
-
-fn membership_of(raft: &Raft) -> Arc<StoredMembership> {
-    raft.server_metrics().borrow_watched().membership_config.clone()
-}
-
-async fn change_members(raft: Raft, expected: Option<LogId>, voters: Members) -> Result<(), MembershipError> {
-    let stored = membership_of(&raft);
-    let seen = stored.log_id().as_ref().map(log_id);
-    if expected.is_some() && seen != expected {
-        return Err(MembershipError::Conflict(format!("it is {seen:?} by now")));
-    }
-    let (old_voters, _) = members(stored.membership());
-    for (replica, node) in &voters {
-        if !old_voters.iter().any(|(id, _)| id == replica) {
-            raft.add_learner(replica.get(), HomeNode(node.get()), true)
-                .await
-                .map_err(membership_error)?;
-        }
-    }
-    // Two instances of the control plane must not overwrite each other.
-    let unchanged = Precondition::LastMembershipLogId {
-        last_membership_log_id: *membership_of(&raft).log_id(),
-    };
-    let ids: BTreeSet<u64> = voters.iter().map(|(id, _)| id.get()).collect();
-    raft.change_membership_if(ids, false, [unchanged])
-        .await
-        .map(|_| ())
-        .map_err(membership_error)
 }
 
 fn batches(frames: Vec<Frame>) -> Vec<StoredBatch> {
@@ -335,21 +270,4 @@ fn batches(frames: Vec<Frame>) -> Vec<StoredBatch> {
             })
         })
         .collect()
-}
-
-fn membership_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> MembershipError {
-    match error {
-        RaftError::Fatal(fatal) => MembershipError::OutcomeUnknown(fatal.to_string()),
-        RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => MembershipError::NotLeader,
-        RaftError::APIError(ClientWriteError::LogEntryDiscarded(error)) => {
-            MembershipError::OutcomeUnknown(error.to_string())
-        }
-        RaftError::APIError(ClientWriteError::PreconditionFailed(error)) => {
-            MembershipError::Conflict(error.to_string())
-        }
-        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => match error {
-            ChangeMembershipError::InProgress(error) => MembershipError::Conflict(error.to_string()),
-            other => MembershipError::Invalid(other.to_string()),
-        },
-    }
 }

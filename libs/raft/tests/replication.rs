@@ -7,7 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Cluster, committed, group, node, replica, sequence, spec, until};
-use ptah_raft::{HostOptions, ProposeError, ReplicaState};
+use ptah_raft::{HostOptions, MembersStep, ProposeError, ReplicaState};
 
 #[test]
 fn a_single_replica_leads_and_stores_within_moments_of_opening() {
@@ -246,22 +246,12 @@ fn a_new_replica_learns_and_an_old_one_leaves() {
     for number in 0..50 {
         cluster.append(1, format!("{number}").as_bytes());
     }
-    let leader = cluster.leader(1);
-    let gone = if leader.on == 3 { 2 } else { 3 };
+    let gone = if cluster.leader(1).on == 3 { 2 } else { 3 };
     let staying: Vec<u64> = (1..=3).filter(|id| *id != gone).collect();
     let mut newcomer = spec(1, 4, &[1, 2, 3]);
     newcomer.initialize = false;
     cluster.ensure(newcomer, 4);
-    let voters = staying
-        .iter()
-        .chain(&[4])
-        .map(|id| (replica(*id), node(*id)))
-        .collect();
-    let expected = leader.replica.status().membership;
-    let runtime = cluster.runtime(leader.on);
-    runtime
-        .block_on(leader.replica.change_members(expected, voters))
-        .unwrap();
+    settle(&cluster, &[staying[0], staying[1], 4]);
     cluster.remove(1, gone);
     assert!(cluster.host(gone).replicas().is_empty());
     let appended = cluster.append(1, b"after");
@@ -271,6 +261,64 @@ fn a_new_replica_learns_and_an_old_one_leaves() {
     let status = cluster.replica(4, 1).status();
     assert!(status.voters.contains(&(replica(4), node(4))), "{status:?}");
     assert!(!status.voters.iter().any(|(id, _)| *id == replica(gone)));
+}
+
+#[test]
+fn one_replica_becomes_three_and_one_again_on_another_node_than_it_was() {
+    let mut cluster = Cluster::new(3, HostOptions::for_tests(), 1);
+    cluster.create(1, &[1]);
+    for number in 0..50 {
+        cluster.append(1, format!("{number}").as_bytes());
+    }
+    for id in [2, 3] {
+        let mut newcomer = spec(1, id, &[1]);
+        newcomer.initialize = false;
+        cluster.ensure(newcomer, id);
+    }
+    settle(&cluster, &[1, 2, 3]);
+    let three = cluster.append(1, b"three");
+    assert_eq!(cluster.leader(1).on, 1);
+    // The leader itself leaves: it hands over first, and the group goes on.
+    settle(&cluster, &[3]);
+    let one = cluster.append(1, b"one");
+    assert_eq!(one.base_sequence.get(), three.base_sequence.get() + 1);
+    let leader = cluster.leader(1);
+    assert_eq!(leader.on, 3);
+    assert_eq!(leader.replica.status().voters, [(replica(3), node(3))]);
+    cluster.remove(1, 1);
+    cluster.remove(1, 2);
+    assert_eq!(cluster.messages(3, 1).len() as u64, one.base_sequence.get());
+}
+
+#[test]
+fn only_the_replica_that_left_is_removed() {
+    let mut cluster = Cluster::new(1, HostOptions::for_tests(), 1);
+    cluster.create(1, &[1]);
+    let host = cluster.host(1);
+    let runtime = cluster.runtime(1);
+    runtime
+        .block_on(host.remove_replica(group(1), replica(2)))
+        .unwrap();
+    assert_eq!(cluster.state_of(1, 1), ReplicaState::Running);
+    runtime
+        .block_on(host.remove_replica(group(1), replica(1)))
+        .unwrap();
+    assert!(cluster.host(1).replicas().is_empty());
+    runtime
+        .block_on(host.remove_replica(group(1), replica(1)))
+        .unwrap();
+}
+
+/// Drives group 1 until these replicas, each on the node of its number, are its voters.
+fn settle(cluster: &Cluster, voters: &[u64]) {
+    let wanted: Vec<_> = voters.iter().map(|id| (replica(*id), node(*id))).collect();
+    until("the members are as wanted", || {
+        let leader = cluster.leader(1);
+        let step = cluster
+            .runtime(leader.on)
+            .block_on(leader.replica.step_members(&wanted));
+        (step.ok() == Some(MembersStep::Settled)).then_some(())
+    });
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 pub use management::{
     ConsumerGroupEnsured, CreateStation, DeleteStation, EnsureConsumerGroup, ManagementClient,
-    NodeDescription, StationCreated,
+    NodeDescription, NodesDescribed, SetNodeDuty, StationCreated, StationUpdated, UpdateStation,
 };
 pub use metadata::{
     Changes, Lease, ListQuery, MetadataClient, RecordList, RecordPage, StoreInfo, WatchStream,
@@ -26,7 +26,7 @@ pub use partition::{
     ConsumerGroupProgress, ConsumerGroupRef, LeaderInfo, LeaderStream, LeaderUpdate, PartitionClient,
     PartitionDescription, SequenceRange,
 };
-pub use replica::{PlacementOrder, ReplicaClient, ReplicaSpec, ReplicaTombstone};
+pub use replica::{GroupMembers, PlacementOrder, ReplicaClient, ReplicaSpec, ReplicaTombstone};
 
 /// Deadline of a unary call unless the client was given another one. A caller behind it gives up later.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);

@@ -119,15 +119,40 @@ pub struct PlacementRecord {
     pub partition: PartitionKey,
     /// Its Raft group, never used again.
     pub group: RaftGroupId,
-    /// Wanted replicas.
+    /// Replicas that the group has or is to have; the wanted voters are the ones that are not leaving.
     pub replicas: Vec<ReplicaPlacement>,
     /// Next replica id of the group; ids are never used again.
     pub next_replica: ReplicaId,
     /// True after the group was initialised with its first members: never initialise again.
     pub initialized: bool,
+    /// Replicas that left the group and whose data may still be on their nodes.
+    pub retired: Vec<RetiredReplica>,
 }
 
-/// One wanted replica.
+impl PlacementRecord {
+    /// The voters that the group is to have.
+    pub fn wanted(&self) -> impl Iterator<Item = &ReplicaPlacement> + Clone {
+        self.replicas.iter().filter(|replica| !replica.leaving)
+    }
+
+    /// Whether replicas are on their way in or out.
+    pub fn is_changing(&self) -> bool {
+        self.replicas
+            .iter()
+            .any(|replica| replica.leaving || (self.initialized && !replica.opened))
+    }
+}
+
+/// A replica that left its group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RetiredReplica {
+    /// Replica id.
+    pub replica: ReplicaId,
+    /// Node that may still hold its data.
+    pub node: NodeId,
+}
+
+/// One replica of a group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReplicaPlacement {
     /// Replica id.
@@ -136,6 +161,10 @@ pub struct ReplicaPlacement {
     pub node: NodeId,
     /// True after the node reported it open: it must not be made anew on an empty disk.
     pub opened: bool,
+    /// True when it has to leave the group; it stays a voter until the others have caught up.
+    pub leaving: bool,
+    /// True after its data was found to be gone: it never votes again.
+    pub lost: bool,
 }
 
 /// Definition of a consumer group.
@@ -188,6 +217,20 @@ pub struct NodeRecord {
     pub disk_id: String,
     /// Failure domain; empty when not known.
     pub zone: String,
+    /// What it is there for.
+    pub duty: NodeDuty,
+}
+
+/// What a storage node is there for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum NodeDuty {
+    /// Holds replicas and gets new ones.
+    #[default]
+    Serving,
+    /// Its leaders and replicas move away, and it gets no new ones.
+    Draining,
+    /// Gone for good: its replicas are lost and are replaced elsewhere.
+    Forgotten,
 }
 
 /// A counter that gives out ids.

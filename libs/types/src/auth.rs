@@ -33,8 +33,12 @@ pub enum Action {
     Describe,
     /// Make a station.
     CreateStation,
+    /// Change settings of a station.
+    UpdateStation,
     /// Delete a station and its messages.
     DeleteStation,
+    /// Drain, undrain and forget nodes.
+    ManageNodes,
     /// See nodes, leaders and replicas.
     DescribeCluster,
 }
@@ -53,12 +57,14 @@ pub struct Denied {
 
 impl Action {
     /// All actions, for tables and tests.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Produce,
         Self::Consume,
         Self::Describe,
         Self::CreateStation,
+        Self::UpdateStation,
         Self::DeleteStation,
+        Self::ManageNodes,
         Self::DescribeCluster,
     ];
 
@@ -69,7 +75,9 @@ impl Action {
             Self::Consume => "consume",
             Self::Describe => "describe",
             Self::CreateStation => "create stations",
+            Self::UpdateStation => "change stations",
             Self::DeleteStation => "delete stations",
+            Self::ManageNodes => "manage nodes",
             Self::DescribeCluster => "describe the cluster",
         }
     }

@@ -150,6 +150,7 @@ impl Parts {
             ports: deps.ports.clone(),
             bootstrap: config.bootstrap.clone(),
             report_interval: config.report_interval(),
+            moves: config.replicas.limits(),
             metrics: self.metrics.clone(),
             component: deps.health.component("decisions"),
         });

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ptah_rpc::clients::{NodeDescription, NodeReport};
+use ptah_rpc::clients::{NodeDescription, NodeReport, NodesDescribed};
 use ptah_rpc::records::NodeRecord;
 use ptah_types::{Action, RaftGroupId, TenantName, UserName};
 
@@ -50,8 +50,8 @@ impl Cluster {
         Ok(true)
     }
 
-    /// What is known of all nodes, in order of their ids.
-    pub fn describe_nodes(&self, caller: &UserName) -> Result<Vec<NodeDescription>, ControlError> {
+    /// What is known of all nodes, in order of their ids, and what cannot be done about their replicas.
+    pub fn describe_nodes(&self, caller: &UserName) -> Result<NodesDescribed, ControlError> {
         self.lease.authority()?;
         self.read(|view| {
             permit(
@@ -61,7 +61,10 @@ impl Cluster {
                 Action::DescribeCluster,
                 None,
             )?;
-            Ok(view.nodes().map(|node| self.describe(node)).collect())
+            Ok(NodesDescribed {
+                nodes: view.nodes().map(|node| self.describe(node)).collect(),
+                troubles: self.nodes.troubles(),
+            })
         })?
     }
 
@@ -81,6 +84,7 @@ impl Cluster {
                 .seen_ago
                 .map_or(Duration::ZERO, |ago| ago.max(Duration::from_millis(1))),
             report,
+            duty: node.duty,
         }
     }
 

@@ -10,6 +10,8 @@ use ptah_service::{
 use ptah_types::{InvalidName, NodeName};
 use serde::{Deserialize, Serialize};
 
+use crate::decide::MoveLimits;
+
 /// Password of `root` that existing examples use; fit for a machine that nobody else reaches.
 pub const DEFAULT_ROOT_PASSWORD: &str = "memphis"; // DEFAULT_ROOT_PASSWORD
 /// Shortest other password of `root`.
@@ -37,6 +39,8 @@ pub struct Config {
     pub ports_file: Option<PathBuf>,
     /// The first start of a cluster.
     pub bootstrap: BootstrapConfig,
+    /// Moving replicas.
+    pub replicas: ReplicasConfig,
     /// What the cluster's processes share.
     pub cluster: ClusterConfig,
     /// How the process ends.
@@ -59,6 +63,29 @@ pub struct BootstrapConfig {
     pub allow_default_password: bool,
 }
 
+/// Section `[replicas]`: when replicas move to other nodes by themselves, and how many at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReplicasConfig {
+    /// How long a storage node may be silent before its replicas are replaced on other nodes, in milliseconds. 0: for
+    /// ever, until it is forgotten.
+    pub replace_after_ms: u32,
+    /// Partitions whose replicas change at the same time.
+    pub moving_partitions: u32,
+    /// New replicas that one node is filled with at the same time.
+    pub filling_per_node: u32,
+}
+
+impl Default for ReplicasConfig {
+    fn default() -> Self {
+        Self {
+            replace_after_ms: 300_000,
+            moving_partitions: 32,
+            filling_per_node: 8,
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -70,6 +97,7 @@ impl Default for Config {
             report_interval_ms: 1_000,
             ports_file: None,
             bootstrap: BootstrapConfig::default(),
+            replicas: ReplicasConfig::default(),
             cluster: ClusterConfig::default(),
             shutdown: ShutdownConfig::default(),
             log: LogConfig::default(),
@@ -102,6 +130,31 @@ impl Config {
     /// [`Config::report_interval_ms`] as a duration.
     pub fn report_interval(&self) -> Duration {
         Duration::from_millis(self.report_interval_ms.into())
+    }
+}
+
+impl ReplicasConfig {
+    /// As the decisions take it.
+    pub(crate) fn limits(&self) -> MoveLimits {
+        let after = Duration::from_millis(self.replace_after_ms.into());
+        MoveLimits {
+            replace_after: (!after.is_zero()).then_some(after),
+            in_cluster: self.moving_partitions as usize,
+            per_node: self.filling_per_node as usize,
+        }
+    }
+
+    fn validate(&self, node_alive_window_ms: u32) -> Result<(), ConfigError> {
+        if self.replace_after_ms != 0 && self.replace_after_ms < node_alive_window_ms {
+            let why = format!(
+                "is {}; use 0 for never, or at least `node_alive_window_ms`, which is {node_alive_window_ms}: a node that \
+                 counts as alive is not replaced",
+                self.replace_after_ms
+            );
+            return Err(ConfigError::invalid("replicas.replace_after_ms", why));
+        }
+        check_range("replicas.moving_partitions", self.moving_partitions, 1..=1_000)?;
+        check_range("replicas.filling_per_node", self.filling_per_node, 1..=1_000)
     }
 }
 
@@ -157,6 +210,7 @@ impl Settings for Config {
                 "must be at least twice `report_interval_ms`, or a single late report makes a node dead";
             return Err(ConfigError::invalid("node_alive_window_ms", why));
         }
+        self.replicas.validate(self.node_alive_window_ms)?;
         self.monitor.validate(&[("grpc_listen", &self.grpc_listen)])
     }
 
@@ -250,5 +304,21 @@ mod tests {
                 .to_string()
                 .contains("node_alive_window_ms")
         );
+    }
+
+    #[test]
+    fn replicas_of_nodes_that_count_as_alive_are_not_replaced() {
+        let with = |replace_after_ms| Config {
+            replicas: ReplicasConfig {
+                replace_after_ms,
+                ..ReplicasConfig::default()
+            },
+            ..with_password("", false)
+        };
+        let refused = with(4_999).validate().unwrap_err().to_string();
+        assert!(refused.contains("replicas.replace_after_ms"), "{refused}");
+        with(5_000).validate().unwrap();
+        with(0).validate().unwrap();
+        assert_eq!(with(0).replicas.limits().replace_after, None);
     }
 }

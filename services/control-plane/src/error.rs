@@ -103,6 +103,17 @@ pub enum ControlError {
         /// Why.
         source: PlacementError,
     },
+    /// The node does not exist.
+    #[error("node {0} is not known; `ptah node ls` shows the nodes of the cluster")]
+    NodeNotFound(NodeId),
+    /// The node is not in a state for that.
+    #[error("node {node}: {why}")]
+    NodeConflict {
+        /// The node.
+        node: NodeId,
+        /// What hinders, and what to do.
+        why: String,
+    },
     /// Versions or cluster do not fit.
     #[error("node {node} cannot join: {why}")]
     Incompatible {
@@ -148,7 +159,8 @@ impl Boundary for ControlError {
             Self::Denied(_) => ErrorKind::PermissionDenied,
             Self::Invalid(_) => ErrorKind::InvalidArgument,
             Self::TooLarge(_) => ErrorKind::TooLarge,
-            Self::TenantNotFound(_) | Self::StationNotFound(_) => ErrorKind::NotFound,
+            Self::TenantNotFound(_) | Self::StationNotFound(_) | Self::NodeNotFound(_) => ErrorKind::NotFound,
+            Self::NodeConflict { .. } => ErrorKind::Conflict,
             Self::StationDiffers { .. } | Self::NameTaken { .. } | Self::NodeTaken { .. } => {
                 ErrorKind::AlreadyExists
             }

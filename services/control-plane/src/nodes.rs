@@ -59,6 +59,8 @@ pub struct Nodes {
     seen: Arc<Mutex<BTreeMap<NodeId, Seen>>>,
     window: Duration,
     news: Arc<Notify>,
+    /// What would be done and cannot, for people.
+    troubles: Arc<Mutex<Vec<String>>>,
     workers: Arc<Mutex<BTreeMap<NodeId, Arc<Notify>>>>,
 }
 
@@ -69,6 +71,7 @@ impl Nodes {
             seen: Arc::default(),
             window,
             news: Arc::new(Notify::new()),
+            troubles: Arc::default(),
             workers: Arc::default(),
         }
     }
@@ -134,6 +137,30 @@ impl Nodes {
         self.alive().len()
     }
 
+    /// The newest report of every node, and how long ago it was seen.
+    pub(crate) fn all(&self) -> BTreeMap<NodeId, NodeHealth> {
+        let seen = self.seen.lock();
+        let health = |seen: &Seen| NodeHealth {
+            alive: seen.at.elapsed() <= self.window,
+            seen_ago: Some(seen.at.elapsed()),
+            observed: seen.observed.clone(),
+        };
+        seen.iter().map(|(node, seen)| (*node, health(seen))).collect()
+    }
+
+    /// Sentences about what would be done and cannot.
+    pub(crate) fn troubles(&self) -> Vec<String> {
+        self.troubles.lock().clone()
+    }
+
+    /// Tells what would be done and cannot; true when that is news.
+    pub(crate) fn set_troubles(&self, troubles: Vec<String>) -> bool {
+        let mut known = self.troubles.lock();
+        let is_new = *known != troubles;
+        *known = troubles;
+        is_new
+    }
+
     /// Resolves when a report said something new since the last time.
     pub async fn news(&self) {
         self.news.notified().await;
@@ -176,6 +203,9 @@ pub(crate) mod tests {
             applied: LogIndex(0),
             initialized,
             voters: Vec::new(),
+            learners: Vec::new(),
+            members_settled: false,
+            learner_lag: 0,
         }
     }
 
@@ -191,6 +221,7 @@ pub(crate) mod tests {
             placement_revision: revision,
             refuses_messages: false,
             disk_needed_bytes: 0,
+            yielding: BTreeSet::new(),
         }
     }
 

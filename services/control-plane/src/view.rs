@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ptah_rpc::records::{
-    ClusterRecord, ConsumerGroupRecord, Counter, NodeRecord, PlacementRecord, Record, RecordKey, RecordKind,
-    RecordValue, StationRecord, UserRecord,
+    ClusterRecord, ConsumerGroupRecord, Counter, NodeDuty, NodeRecord, PlacementRecord, Record, RecordKey,
+    RecordKind, RecordValue, StationRecord, UserRecord,
 };
 use ptah_types::{
     ClusterId, GroupName, NodeId, RaftGroupId, StationId, StationKind, StationName, TenantName, UserName,
@@ -41,6 +41,8 @@ pub struct View {
     station_keys: BTreeMap<StationId, RecordKey>,
     folded_names: BTreeMap<(TenantName, String), BTreeSet<RecordKey>>,
     placements_of: BTreeMap<NodeId, BTreeSet<RecordKey>>,
+    /// Replicas of each node that stay.
+    held: BTreeMap<NodeId, usize>,
     firsts: BTreeMap<NodeId, usize>,
     unfinished: BTreeSet<RecordKey>,
     tombstones: BTreeMap<RaftGroupId, Tombstone>,
@@ -57,6 +59,7 @@ impl View {
             station_keys: BTreeMap::new(),
             folded_names: BTreeMap::new(),
             placements_of: BTreeMap::new(),
+            held: BTreeMap::new(),
             firsts: BTreeMap::new(),
             unfinished: BTreeSet::new(),
             tombstones: BTreeMap::new(),
@@ -113,7 +116,7 @@ impl View {
         if let RecordValue::Placement(placement) = &record.value {
             let tombstone = Tombstone {
                 revision: record.revision,
-                waiting: placement.replicas.iter().map(|replica| replica.node).collect(),
+                waiting: nodes_of(placement).collect(),
             };
             self.tombstones.insert(placement.group, tombstone);
         }
@@ -129,16 +132,19 @@ impl View {
                     .insert(record.key.clone());
             }
             RecordValue::Placement(placement) => {
-                for replica in &placement.replicas {
+                for node in nodes_of(placement) {
                     self.placements_of
-                        .entry(replica.node)
+                        .entry(node)
                         .or_default()
                         .insert(record.key.clone());
                 }
-                if let Some(first) = placement.replicas.first() {
+                for replica in placement.wanted() {
+                    *self.held.entry(replica.node).or_default() += 1;
+                }
+                if let Some(first) = placement.wanted().next() {
                     *self.firsts.entry(first.node).or_default() += 1;
                 }
-                if !placement.initialized || placement.replicas.iter().any(|replica| !replica.opened) {
+                if is_unfinished(placement) {
                     self.unfinished.insert(record.key.clone());
                 }
             }
@@ -159,15 +165,16 @@ impl View {
                 }
             }
             RecordValue::Placement(placement) => {
-                for replica in &placement.replicas {
-                    if let Some(keys) = self.placements_of.get_mut(&replica.node) {
+                for node in nodes_of(placement) {
+                    if let Some(keys) = self.placements_of.get_mut(&node) {
                         keys.remove(&record.key);
                     }
                 }
-                if let Some(first) = placement.replicas.first()
-                    && let Some(count) = self.firsts.get_mut(&first.node)
-                {
-                    *count = count.saturating_sub(1);
+                for replica in placement.wanted() {
+                    count_down(&mut self.held, replica.node);
+                }
+                if let Some(first) = placement.wanted().next() {
+                    count_down(&mut self.firsts, first.node);
                 }
                 self.unfinished.remove(&record.key);
             }
@@ -323,19 +330,31 @@ impl View {
         }
     }
 
-    /// Placements with a replica on a node.
+    /// All placements.
+    pub fn placements(&self) -> impl Iterator<Item = Versioned<&PlacementRecord>> {
+        let of_kind = self.records.values().filter_map(|record| match &record.value {
+            RecordValue::Placement(value) => Some(Versioned {
+                revision: record.revision,
+                value,
+            }),
+            _ => None,
+        });
+        of_kind
+    }
+
+    /// Placements with a replica on a node, or with one that left and may still have data there.
     pub fn placements_of(&self, node: NodeId) -> impl Iterator<Item = Versioned<&PlacementRecord>> {
         let keys = self.placements_of.get(&node).into_iter().flatten();
         keys.filter_map(|key| self.placement(key))
     }
 
-    /// How many replicas a node has, and of how many partitions the first one.
+    /// How many replicas a node has that stay, and of how many partitions the first one.
     pub fn load_of(&self, node: NodeId) -> (usize, usize) {
-        let replicas = self.placements_of.get(&node).map_or(0, BTreeSet::len);
+        let replicas = self.held.get(&node).copied().unwrap_or(0);
         (replicas, self.firsts.get(&node).copied().unwrap_or(0))
     }
 
-    /// Placements that are not opened everywhere or not initialised.
+    /// Placements that are not opened everywhere or not initialised, and ones with replicas on their way out.
     pub fn unfinished(&self) -> impl Iterator<Item = Versioned<&PlacementRecord>> {
         self.unfinished.iter().filter_map(|key| self.placement(key))
     }
@@ -361,15 +380,38 @@ impl View {
         let waiting = self
             .tombstones
             .values()
-            .filter(|tombstone| !tombstone.waiting.is_empty());
+            .filter(|tombstone| tombstone.waiting.iter().any(|node| !self.is_forgotten(*node)));
         let oldest = waiting.map(|tombstone| tombstone.revision).min();
         oldest.map_or(self.revision, |oldest| oldest.saturating_sub(1))
+    }
+
+    /// Whether nothing is expected of a node any more: what comes back under its id has an empty disk.
+    fn is_forgotten(&self, node: NodeId) -> bool {
+        self.node(node)
+            .is_some_and(|node| node.value.duty == NodeDuty::Forgotten)
     }
 
     /// Forgets tombstones that the store dropped.
     pub fn forget_tombstones(&mut self, floor: u64) {
         self.tombstones
             .retain(|_, tombstone| tombstone.revision > floor || !tombstone.waiting.is_empty());
+    }
+}
+
+/// Nodes that have, get or may still have a replica.
+fn nodes_of(placement: &PlacementRecord) -> impl Iterator<Item = NodeId> {
+    let replicas = placement.replicas.iter().map(|replica| replica.node);
+    replicas.chain(placement.retired.iter().map(|retired| retired.node))
+}
+
+fn is_unfinished(placement: &PlacementRecord) -> bool {
+    let is_done = |replica: &ptah_rpc::records::ReplicaPlacement| replica.opened && !replica.leaving;
+    !placement.initialized || !placement.replicas.iter().all(is_done) || !placement.retired.is_empty()
+}
+
+fn count_down(counts: &mut BTreeMap<NodeId, usize>, node: NodeId) {
+    if let Some(count) = counts.get_mut(&node) {
+        *count = count.saturating_sub(1);
     }
 }
 

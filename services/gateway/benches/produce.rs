@@ -25,7 +25,9 @@ use ptah_gateway::routing::{Claim, Routing};
 use ptah_partition::Door;
 use ptah_proto::api::v1 as pb;
 use ptah_rpc::RpcError;
-use ptah_rpc::records::{NodeRecord, PlacementRecord, Record, RecordKey, RecordValue, StationRecord};
+use ptah_rpc::records::{
+    NodeDuty, NodeRecord, PlacementRecord, Record, RecordKey, RecordValue, StationRecord,
+};
 use ptah_service::{SeededRandom, Tasks};
 use ptah_types::{
     NodeId, PartitionKey, PartitionNumber, Principal, RaftGroupId, ReplicaCount, ReplicaId, Role, SessionId,
@@ -137,6 +139,7 @@ fn catalog() -> Catalog {
             replicas: Vec::new(),
             next_replica: ReplicaId::new(1).unwrap(),
             initialized: true,
+            retired: Vec::new(),
         };
         view.apply(record(
             RecordKey::placement(&partition),
@@ -149,6 +152,7 @@ fn catalog() -> Catalog {
         address: "echo".to_owned(),
         disk_id: String::new(),
         zone: String::new(),
+        duty: NodeDuty::Serving,
     };
     view.apply(record(RecordKey::node(node), RecordValue::Node(storage)));
     let catalog = Catalog::new();

@@ -3,8 +3,10 @@
 pub mod health;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use ptah_rpc::clients::{NodeDescription, NodeReport, ReplicaReport};
+use ptah_rpc::clients::{NodeDescription, NodeReport, ReplicaReport, SetNodeDuty};
+use ptah_rpc::records::NodeDuty;
 use ptah_types::{Action, NodeId, Principal, RaftGroupId, authorize};
 
 use self::health::ReplicaHealth;
@@ -13,6 +15,9 @@ use crate::catalog::Catalog;
 use crate::control::Control;
 use crate::error::GatewayError;
 use crate::routing::Routing;
+
+/// A recorded change is in this gateway's catalog after this time, unless metadata is down.
+const CATALOG_LIMIT: Duration = Duration::from_secs(5);
 
 /// Tells how the cluster is. Cheap to clone.
 #[derive(Clone)]
@@ -50,6 +55,10 @@ pub struct NodeStatus {
     pub last_seen_ms_ago: u64,
     /// What is wrong with its disk and its replicas.
     pub troubles: Vec<String>,
+    /// What it is there for.
+    pub duty: NodeDuty,
+    /// Replicas that are placed on it, those on their way in or out included.
+    pub placed: u32,
 }
 
 /// The data disk of a node.
@@ -96,10 +105,12 @@ impl Cluster {
             ));
         }
         let health = match described {
-            Ok(nodes) => {
-                let health = ReplicaHealth::of_reports(&nodes);
+            Ok(described) => {
+                let health = ReplicaHealth::of_reports(&described.nodes);
                 let names = self.partition_names();
-                status.nodes = nodes
+                status.troubles.extend(described.troubles);
+                status.nodes = described
+                    .nodes
                     .into_iter()
                     .map(|node| reported(node, &leaders, &names))
                     .collect();
@@ -115,12 +126,52 @@ impl Cluster {
             }
         };
         self.count_partitions(&mut status, &health);
-        for node in status.nodes.iter().filter(|node| !node.alive) {
+        let placed = self.placed_per_node();
+        for node in &mut status.nodes {
+            node.placed = placed.get(&node.node).copied().unwrap_or(0);
+        }
+        let missing = |node: &&NodeStatus| !node.alive && node.duty != NodeDuty::Forgotten;
+        for node in status.nodes.iter().filter(missing) {
             status
                 .troubles
                 .push(format!("node {} ({}) is not alive", node.node, node.name));
         }
         Ok(status)
+    }
+
+    /// Changes what a node is there for.
+    pub async fn set_duty(
+        &self,
+        principal: &Principal,
+        node: NodeId,
+        duty: NodeDuty,
+        accept_loss: bool,
+    ) -> Result<(), GatewayError> {
+        authorize(principal, Action::ManageNodes, None)?;
+        let change = SetNodeDuty {
+            principal: principal.user.clone(),
+            node,
+            duty,
+            accept_loss,
+        };
+        let changed = self.control.set_node_duty(&change).await;
+        let revision = changed.map_err(|error| {
+            self.control
+                .explain(&format!("the duty of node {node} is not changed"), error)
+        })?;
+        // It is recorded; that this gateway's copy is late does not matter to the caller.
+        let _in_time = self.catalog.wait_for_revision(revision, CATALOG_LIMIT).await;
+        Ok(())
+    }
+
+    fn placed_per_node(&self) -> BTreeMap<NodeId, u32> {
+        self.catalog.with(|view| {
+            let mut placed: BTreeMap<NodeId, u32> = BTreeMap::new();
+            for replica in view.placements().flat_map(|placement| placement.replicas.iter()) {
+                *placed.entry(replica.node).or_default() += 1;
+            }
+            placed
+        })
     }
 
     /// What people call the partition of each group.
@@ -149,7 +200,7 @@ impl Cluster {
             if self.routing.route(placement.group).leader.is_none() {
                 status.without_leader += 1;
             }
-            let nodes: Vec<_> = placement.replicas.iter().map(|replica| replica.node).collect();
+            let nodes: Vec<_> = placement.wanted().map(|replica| replica.node).collect();
             let well = health.of_partition(placement.group, &nodes).healthy;
             if well.is_some_and(|well| (well as usize) < nodes.len()) {
                 status.under_replicated += 1;
@@ -170,11 +221,8 @@ impl Cluster {
 
     fn known_nodes(&self, leaders: &BTreeMap<NodeId, u32>) -> Vec<NodeStatus> {
         let connected = self.routing.connected();
+        let replicas = self.placed_per_node();
         self.catalog.with(|view| {
-            let mut replicas: BTreeMap<NodeId, u32> = BTreeMap::new();
-            for replica in view.placements().flat_map(|placement| placement.replicas.iter()) {
-                *replicas.entry(replica.node).or_default() += 1;
-            }
             let status = |node: &std::sync::Arc<ptah_rpc::records::NodeRecord>| NodeStatus {
                 node: node.node,
                 name: node.name.to_string(),
@@ -186,6 +234,8 @@ impl Cluster {
                 disk: None,
                 last_seen_ms_ago: 0,
                 troubles: Vec::new(),
+                duty: node.duty,
+                placed: 0,
             };
             view.nodes().map(status).collect()
         })
@@ -208,6 +258,8 @@ fn reported(
         disk: None,
         last_seen_ms_ago: u64::try_from(node.last_seen_ago.as_millis()).unwrap_or(u64::MAX),
         troubles: Vec::new(),
+        duty: node.duty,
+        placed: 0,
     };
     if let Some(report) = node.report {
         status.replicas = u32::try_from(report.replicas.len()).unwrap_or(u32::MAX);

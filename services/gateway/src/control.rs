@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ptah_rpc::clients::{CreateStation, DeleteStation, EnsureConsumerGroup, NodeDescription, StationCreated};
+use ptah_rpc::clients::{
+    CreateStation, DeleteStation, EnsureConsumerGroup, NodesDescribed, SetNodeDuty, StationCreated,
+    StationUpdated, UpdateStation,
+};
 use ptah_rpc::records::ConsumerGroupConfig;
 use ptah_rpc::{Channels, ManagementClient, RetryPolicy, RpcError, retry};
 use ptah_service::Random;
@@ -94,8 +97,24 @@ impl Control {
         .await
     }
 
+    /// Changes settings of a station.
+    pub async fn update_station(&self, update: &UpdateStation) -> Result<StationUpdated, RpcError> {
+        self.call(LIMIT, Repeat::Harmless, |client| async move {
+            client.update_station(update).await
+        })
+        .await
+    }
+
+    /// Changes what a node is there for; the answer is a revision at which it is so.
+    pub async fn set_node_duty(&self, change: &SetNodeDuty) -> Result<u64, RpcError> {
+        self.call(LIMIT, Repeat::Harmless, |client| async move {
+            client.set_node_duty(change).await
+        })
+        .await
+    }
+
     /// What the control plane knows of the nodes.
-    pub async fn describe_nodes(&self, principal: &UserName) -> Result<Vec<NodeDescription>, RpcError> {
+    pub async fn describe_nodes(&self, principal: &UserName) -> Result<NodesDescribed, RpcError> {
         self.call(SHOW_LIMIT, Repeat::Harmless, |client| async move {
             client.describe_nodes(principal).await
         })

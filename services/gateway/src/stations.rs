@@ -5,7 +5,7 @@ mod show;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ptah_rpc::clients::{CreateStation, DeleteStation};
+use ptah_rpc::clients::{CreateStation, DeleteStation, UpdateStation};
 use ptah_types::limits::{MAX_MESSAGE_BYTES, MAX_PARTITIONS};
 use ptah_types::{
     Action, ErrorKind, NodeId, Principal, ReplicaCount, StationKind, StationName, Storage, TenantName,
@@ -74,6 +74,8 @@ pub struct PartitionStatus {
     pub wanted: u32,
     /// What is wrong; empty when nothing is.
     pub trouble: String,
+    /// What is being changed about its replicas; empty when nothing is.
+    pub change: String,
 }
 
 /// A page of stations.
@@ -246,6 +248,42 @@ impl Stations {
             limit.as_millis()
         );
         Err(GatewayError::OutcomeUnknown(message.into()))
+    }
+
+    /// Changes settings of a station; its replicas follow in the background.
+    pub async fn update(
+        &self,
+        principal: &Principal,
+        tenant: &TenantName,
+        name: &StationName,
+        replicas: Option<u32>,
+    ) -> Result<Arc<Station>, GatewayError> {
+        authorize(principal, Action::UpdateStation, Some(name))?;
+        let replicas = replicas.map(ReplicaCount::new).transpose();
+        let request = UpdateStation {
+            principal: principal.user.clone(),
+            tenant: tenant.clone(),
+            name: name.clone(),
+            replicas: replicas.map_err(|error| GatewayError::invalid(error.to_string()))?,
+        };
+        let updated = self.control.update_station(&request).await;
+        let updated = updated.map_err(|error| {
+            self.control
+                .explain(&format!("station `{name}` is not changed"), error)
+        })?;
+        if !self
+            .catalog
+            .wait_for_revision(updated.revision, CATALOG_LIMIT)
+            .await
+        {
+            let message =
+                format!("station `{name}` is changed, but this gateway has not heard of it yet; look again");
+            return Err(GatewayError::OutcomeUnknown(message.into()));
+        }
+        let station = self.catalog.station(tenant, name).ok();
+        station
+            .filter(|station| station.record.id == updated.id)
+            .ok_or_else(|| deleted_meanwhile(name))
     }
 
     /// Deletes a station.

@@ -96,7 +96,7 @@ const CLIENT_OPTIONS: [&str; 5] = ["server", "user", "password", "password_file"
 pub enum Command {
     /// Run all services in this process, with SQLite and a data directory.
     Up(crate::up::UpArgs),
-    /// Make, list, show and delete stations.
+    /// Make, list, show, change and delete stations.
     Station(StationArgs),
     /// Store one message per line of a file or of stdin.
     Produce(ProduceArgs),
@@ -104,6 +104,8 @@ pub enum Command {
     Consume(ConsumeArgs),
     /// Look at the cluster.
     Cluster(ClusterArgs),
+    /// List, drain and forget storage nodes.
+    Node(NodeArgs),
     /// Measure a running cluster.
     Bench(crate::bench::BenchArgs),
 }
@@ -128,8 +130,26 @@ pub enum StationCommand {
         /// Name of the station.
         name: String,
     },
+    /// Change settings of a station while it is used.
+    Update(StationUpdateArgs),
     /// Delete a station and its messages.
     Rm(StationRmArgs),
+}
+
+/// `ptah station update`.
+#[derive(Debug, Args)]
+pub struct StationUpdateArgs {
+    /// Name of the station.
+    pub name: String,
+    /// Replicas that every partition is to have: 1, 3 or 5.
+    #[arg(long, value_name = "N")]
+    pub replicas: u32,
+    /// Wait until every replica is where it is to be, and show how far it is.
+    #[arg(long)]
+    pub wait: bool,
+    /// Longest such wait.
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_timeout)]
+    pub wait_timeout: Duration,
 }
 
 /// `ptah station create`.
@@ -229,6 +249,54 @@ pub struct ClusterArgs {
 pub enum ClusterCommand {
     /// Show nodes, and how many partitions are well.
     Status,
+}
+
+/// `ptah node`.
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// What to do with nodes.
+    #[command(subcommand)]
+    pub command: NodeCommand,
+}
+
+/// What to do with nodes.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// List storage nodes.
+    Ls,
+    /// Let leaders and replicas of a node move to other nodes, and give it no new ones.
+    Drain(NodeDrainArgs),
+    /// Take a draining node into service again.
+    Undrain {
+        /// Id of the node.
+        node: u64,
+    },
+    /// Give a node that is not alive up for good. It can join again with an empty data directory.
+    Forget(NodeForgetArgs),
+}
+
+/// `ptah node drain`.
+#[derive(Debug, Args)]
+pub struct NodeDrainArgs {
+    /// Id of the node.
+    pub node: u64,
+    /// Wait until nothing is left on it, and show how far it is.
+    #[arg(long)]
+    pub wait: bool,
+    /// Longest such wait.
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_timeout)]
+    pub wait_timeout: Duration,
+}
+
+/// `ptah node forget`.
+#[derive(Debug, Args)]
+pub struct NodeForgetArgs {
+    /// Id of the node.
+    pub node: u64,
+    /// Forget it although it holds replicas: they are replaced where a majority is alive elsewhere, and what only it has
+    /// is lost.
+    #[arg(long)]
+    pub accept_loss: bool,
 }
 
 /// The broker's own bounds of an ack deadline.

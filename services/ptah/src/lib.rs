@@ -87,6 +87,7 @@ async fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Produce(args) => Box::pin(command::produce::run(args, &global, output)).await,
         Command::Consume(args) => Box::pin(command::consume::run(args, &global, output)).await,
         Command::Cluster(args) => command::cluster::run(args, &global, output).await,
+        Command::Node(args) => command::node::run(args, &global, output).await,
         Command::Bench(args) => Box::pin(bench::run(args, &global, output)).await,
     }
 }

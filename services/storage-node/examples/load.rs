@@ -153,6 +153,7 @@ fn order(address: &str) -> PlacementOrder {
             generation: 1,
         }],
         remove: Vec::new(),
+        ..PlacementOrder::default()
     }
 }
 

@@ -273,6 +273,11 @@ fn spawn_loops(tasks: &Tasks, node: &Arc<Node>) {
         leaders.follow_leaders().await;
         Ok(())
     });
+    let (driven, stopping) = (Arc::clone(node), tasks.stopping());
+    tasks.spawn_critical("members", async move {
+        driven.drive_members(stopping).await;
+        Ok(())
+    });
     let failing = Arc::clone(node);
     let stopping = tasks.stopping();
     tasks.spawn_critical("store", async move {

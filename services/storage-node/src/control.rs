@@ -304,7 +304,12 @@ async fn changed(changes: &mut tokio::sync::watch::Receiver<u64>) {
 fn report_of(node: &Node, keeper: &PlacementKeeper, registration: &NodeRegistration) -> NodeReport {
     let view = keeper.view();
     let statuses = node.host.replicas();
-    let mut replicas: Vec<_> = statuses.iter().map(replica_report).collect();
+    let report = |status| {
+        let mut report = replica_report(status);
+        add_members(&mut report, node);
+        report
+    };
+    let mut replicas: Vec<_> = statuses.iter().map(report).collect();
     for (group, trouble) in view.troubles {
         if statuses.iter().any(|status| status.group == group) {
             continue;
@@ -319,6 +324,9 @@ fn report_of(node: &Node, keeper: &PlacementKeeper, registration: &NodeRegistrat
             applied: LogIndex::default(),
             initialized: false,
             voters: Vec::new(),
+            learners: Vec::new(),
+            members_settled: false,
+            learner_lag: 0,
         });
     }
     let (disk_total_bytes, disk_free_bytes) = node.shared.disk.seen();
@@ -333,6 +341,7 @@ fn report_of(node: &Node, keeper: &PlacementKeeper, registration: &NodeRegistrat
         placement_revision: view.fence.revision,
         refuses_messages: node.shared.disk.is_full(),
         disk_needed_bytes: node.shared.disk.needed_bytes(),
+        yielding: node.membership.yielding(),
     }
 }
 
@@ -347,6 +356,22 @@ fn replica_report(status: &ReplicaStatus) -> ReplicaReport {
         applied: status.applied,
         initialized: status.initialized,
         voters: status.voters.iter().map(|(replica, _)| *replica).collect(),
+        learners: status.learners.iter().map(|(replica, _)| *replica).collect(),
+        members_settled: false,
+        learner_lag: 0,
+    }
+}
+
+/// What only the leader of a group knows of its members.
+fn add_members(report: &mut ReplicaReport, node: &Node) {
+    let Some(replica) = node.host.replica(report.group) else {
+        return;
+    };
+    if let Some(members) = replica.led_members() {
+        report.voters = members.voters.iter().map(|(replica, _)| *replica).collect();
+        report.learners = members.learners.iter().map(|(replica, _)| *replica).collect();
+        report.members_settled = members.settled;
+        report.learner_lag = members.learner_lag;
     }
 }
 

@@ -15,6 +15,7 @@ mod error;
 mod grpc;
 mod identity;
 mod leader;
+mod membership;
 mod metrics;
 mod node;
 mod placement;

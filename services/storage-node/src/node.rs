@@ -12,6 +12,7 @@ use crate::budget::Budget;
 use crate::deliver::is_alone;
 use crate::error::PartitionError;
 use crate::leader::{Beginning, PartitionLeader, PartitionSettings};
+use crate::membership::Membership;
 use crate::shared::Shared;
 
 /// Everything that serves calls on partitions.
@@ -22,6 +23,8 @@ pub(crate) struct Node {
     pub(crate) host: RaftHost,
     /// Memory for batches that are not answered.
     pub(crate) append_budget: Budget,
+    /// Members that groups led here are to have.
+    pub(crate) membership: Membership,
     tasks: Tasks,
     leaders: RwLock<Leaders>,
     settings: RwLock<BTreeMap<RaftGroupId, Arc<PartitionSettings>>>,
@@ -42,6 +45,7 @@ impl Node {
             shared,
             host,
             append_budget,
+            membership: Membership::default(),
             tasks,
             leaders: RwLock::default(),
             settings: RwLock::default(),

@@ -11,7 +11,7 @@ use ptah_types::{
 
 use super::{DEFAULT_DEADLINE, NodeReport};
 use crate::convert::{required, station_kind, station_kind_to_proto, storage, storage_to_proto};
-use crate::records::ConsumerGroupConfig;
+use crate::records::{ConsumerGroupConfig, NodeDuty};
 use crate::{CallEffect, ConversionError, MAX_RPC_MESSAGE_BYTES, RpcChannel, RpcError, call};
 
 /// Client of management calls. Clones share the connection.
@@ -51,6 +51,50 @@ pub struct StationCreated {
     pub revision: u64,
     /// False when it existed with the same settings.
     pub created: bool,
+}
+
+/// A station to change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpdateStation {
+    /// Caller.
+    pub principal: UserName,
+    /// Name space.
+    pub tenant: TenantName,
+    /// Name.
+    pub name: StationName,
+    /// Replicas that every partition is to have; `None` to leave it.
+    pub replicas: Option<ReplicaCount>,
+}
+
+/// The change of a station is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StationUpdated {
+    /// Id.
+    pub id: StationId,
+    /// Revision at which the station has the settings.
+    pub revision: u64,
+}
+
+/// A node whose duty changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetNodeDuty {
+    /// Caller.
+    pub principal: UserName,
+    /// The node.
+    pub node: NodeId,
+    /// What it is to be there for.
+    pub duty: NodeDuty,
+    /// Whether a node that holds replicas may be forgotten.
+    pub accept_loss: bool,
+}
+
+/// The nodes, and what the control plane would like to do and cannot.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct NodesDescribed {
+    /// In order of their ids.
+    pub nodes: Vec<NodeDescription>,
+    /// Sentences about replicas that have to move and cannot.
+    pub troubles: Vec<String>,
 }
 
 /// A station to delete.
@@ -110,6 +154,8 @@ pub struct NodeDescription {
     pub last_seen_ago: Duration,
     /// Newest report.
     pub report: Option<NodeReport>,
+    /// What it is there for.
+    pub duty: NodeDuty,
 }
 
 impl ManagementClient {
@@ -142,6 +188,36 @@ impl ManagementClient {
         Ok(StationCreated::try_from(made)?)
     }
 
+    /// Changes settings of a station. Doing it twice is the same as once.
+    pub async fn update_station(&self, update: &UpdateStation) -> Result<StationUpdated, RpcError> {
+        let mut client = self.inner.clone();
+        let request = pb::UpdateStationRequest::from(update);
+        let updated = call(self.deadline, CallEffect::Write, request, |r| {
+            client.update_station(r)
+        })
+        .await?;
+        Ok(StationUpdated {
+            id: StationId::new(updated.station_id).map_err(ConversionError::from)?,
+            revision: updated.revision,
+        })
+    }
+
+    /// Changes what a node is there for; the answer is a revision at which it is so. Doing it twice is the same as once.
+    pub async fn set_node_duty(&self, change: &SetNodeDuty) -> Result<u64, RpcError> {
+        let mut client = self.inner.clone();
+        let request = pb::SetNodeDutyRequest {
+            principal: change.principal.to_string(),
+            node_id: change.node.get(),
+            duty: ptah_proto::common::v1::NodeDuty::from(change.duty).into(),
+            accept_loss: change.accept_loss,
+        };
+        let changed = call(self.deadline, CallEffect::Write, request, |r| {
+            client.set_node_duty(r)
+        })
+        .await?;
+        Ok(changed.revision)
+    }
+
     /// Deletes a station; the answer is the revision at which that is recorded, or a later one.
     pub async fn delete_station(&self, station: &DeleteStation) -> Result<u64, RpcError> {
         let mut client = self.inner.clone();
@@ -167,8 +243,8 @@ impl ManagementClient {
         Ok(ConsumerGroupEnsured::try_from(ensured)?)
     }
 
-    /// Nodes in order of their ids.
-    pub async fn describe_nodes(&self, principal: &UserName) -> Result<Vec<NodeDescription>, RpcError> {
+    /// Nodes in order of their ids, and what cannot be done about them.
+    pub async fn describe_nodes(&self, principal: &UserName) -> Result<NodesDescribed, RpcError> {
         let mut client = self.inner.clone();
         let request = pb::DescribeNodesRequest {
             principal: principal.to_string(),
@@ -178,7 +254,10 @@ impl ManagementClient {
         })
         .await?;
         let nodes = response.nodes.into_iter().map(NodeDescription::try_from);
-        Ok(nodes.collect::<Result<_, _>>()?)
+        Ok(NodesDescribed {
+            nodes: nodes.collect::<Result<_, _>>()?,
+            troubles: response.troubles,
+        })
     }
 }
 
@@ -209,6 +288,45 @@ impl TryFrom<pb::CreateStationRequest> for CreateStation {
             replicas: ReplicaCount::new(request.replicas)?,
             storage: storage(request.storage)?,
             max_message_bytes: request.max_message_bytes,
+        })
+    }
+}
+
+impl From<&UpdateStation> for pb::UpdateStationRequest {
+    fn from(update: &UpdateStation) -> Self {
+        let number = |count: ReplicaCount| u32::try_from(count.get()).unwrap_or(u32::MAX);
+        Self {
+            principal: update.principal.to_string(),
+            tenant: update.tenant.to_string(),
+            name: update.name.display().to_owned(),
+            replicas: update.replicas.map(number),
+        }
+    }
+}
+
+impl TryFrom<pb::UpdateStationRequest> for UpdateStation {
+    type Error = ConversionError;
+    fn try_from(request: pb::UpdateStationRequest) -> Result<Self, ConversionError> {
+        Ok(Self {
+            principal: request.principal.parse()?,
+            tenant: request.tenant.parse()?,
+            name: request.name.parse()?,
+            replicas: request.replicas.map(ReplicaCount::new).transpose()?,
+        })
+    }
+}
+
+impl TryFrom<pb::SetNodeDutyRequest> for SetNodeDuty {
+    type Error = ConversionError;
+    fn try_from(request: pb::SetNodeDutyRequest) -> Result<Self, ConversionError> {
+        if request.duty == 0 {
+            return Err(ConversionError::missing("duty"));
+        }
+        Ok(Self {
+            principal: request.principal.parse()?,
+            node: NodeId::new(request.node_id)?,
+            duty: NodeDuty::from_proto(request.duty)?,
+            accept_loss: request.accept_loss,
         })
     }
 }
@@ -314,6 +432,7 @@ impl From<&NodeDescription> for pb::NodeDescription {
             alive: node.alive,
             last_seen_ms_ago: u64::try_from(node.last_seen_ago.as_millis()).unwrap_or(u64::MAX),
             report: node.report.as_ref().map(Into::into),
+            duty: ptah_proto::common::v1::NodeDuty::from(node.duty).into(),
         }
     }
 }
@@ -328,6 +447,7 @@ impl TryFrom<pb::NodeDescription> for NodeDescription {
             alive: node.alive,
             last_seen_ago: Duration::from_millis(node.last_seen_ms_ago),
             report: node.report.map(TryInto::try_into).transpose()?,
+            duty: NodeDuty::from_proto(node.duty)?,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Client of the control plane's node registry, and what storage nodes report.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ptah_proto::common::v1 as common;
@@ -88,6 +89,12 @@ pub struct ReplicaReport {
     pub initialized: bool,
     /// Voters that it knows.
     pub voters: Vec<ReplicaId>,
+    /// Learners that it knows.
+    pub learners: Vec<ReplicaId>,
+    /// Whether this replica leads its group, the members that it knows are committed, and no change is under way.
+    pub members_settled: bool,
+    /// Log entries that the slowest learner is behind; 0 when there is none or this replica does not lead.
+    pub learner_lag: u64,
 }
 
 /// How a node is.
@@ -113,6 +120,8 @@ pub struct NodeReport {
     pub refuses_messages: bool,
     /// Bytes that must be free on the data disk for new messages to be taken; 0 before the first look.
     pub disk_needed_bytes: u64,
+    /// Nodes that shall not lead, as it was told.
+    pub yielding: BTreeSet<NodeId>,
 }
 
 impl NodeClient {
@@ -280,6 +289,9 @@ impl From<&ReplicaReport> for pb::ReplicaReport {
             applied_index: report.applied.0,
             initialized: report.initialized,
             voter_replica_ids: report.voters.iter().map(|voter| voter.get()).collect(),
+            learner_replica_ids: report.learners.iter().map(|learner| learner.get()).collect(),
+            members_settled: report.members_settled,
+            learner_lag: report.learner_lag,
         }
     }
 }
@@ -288,6 +300,7 @@ impl TryFrom<pb::ReplicaReport> for ReplicaReport {
     type Error = ConversionError;
     fn try_from(report: pb::ReplicaReport) -> Result<Self, ConversionError> {
         let voters = report.voter_replica_ids.into_iter().map(ReplicaId::new);
+        let learners = report.learner_replica_ids.into_iter().map(ReplicaId::new);
         Ok(Self {
             group: RaftGroupId::new(report.group_id)?,
             replica: ReplicaId::new(report.replica_id).ok(),
@@ -298,6 +311,9 @@ impl TryFrom<pb::ReplicaReport> for ReplicaReport {
             applied: LogIndex(report.applied_index),
             initialized: report.initialized,
             voters: voters.collect::<Result<_, _>>()?,
+            learners: learners.collect::<Result<_, _>>()?,
+            members_settled: report.members_settled,
+            learner_lag: report.learner_lag,
         })
     }
 }
@@ -315,6 +331,7 @@ impl From<&NodeReport> for pb::NodeReport {
             placement_revision: report.placement_revision,
             refuses_messages: report.refuses_messages,
             disk_needed_bytes: report.disk_needed_bytes,
+            yielding_node_ids: report.yielding.iter().map(|node| node.get()).collect(),
         }
     }
 }
@@ -323,6 +340,7 @@ impl TryFrom<pb::NodeReport> for NodeReport {
     type Error = ConversionError;
     fn try_from(report: pb::NodeReport) -> Result<Self, ConversionError> {
         let replicas = report.replicas.into_iter().map(ReplicaReport::try_from);
+        let yielding = report.yielding_node_ids.into_iter().map(NodeId::new);
         Ok(Self {
             node: NodeId::new(report.node_id)?,
             address: report.address,
@@ -334,6 +352,7 @@ impl TryFrom<pb::NodeReport> for NodeReport {
             placement_revision: report.placement_revision,
             refuses_messages: report.refuses_messages,
             disk_needed_bytes: report.disk_needed_bytes,
+            yielding: yielding.collect::<Result<_, _>>()?,
         })
     }
 }

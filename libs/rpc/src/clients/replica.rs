@@ -1,6 +1,6 @@
 //! Client of a storage node's replicas, for the control plane.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ptah_proto::storage::v1 as pb;
@@ -31,6 +31,21 @@ pub struct PlacementOrder {
     pub ensure: Vec<ReplicaSpec>,
     /// Replicas to remove for ever.
     pub remove: Vec<ReplicaTombstone>,
+    /// Groups whose members have to change.
+    pub members: Vec<GroupMembers>,
+    /// Nodes that shall not lead: all of them, with every instruction.
+    pub yielding: BTreeSet<NodeId>,
+}
+
+/// Voters that a group is to have, for the node that leads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupMembers {
+    /// Raft group.
+    pub group: RaftGroupId,
+    /// All of its voters, and their nodes.
+    pub voters: Vec<(ReplicaId, NodeId)>,
+    /// How long the instruction holds.
+    pub valid: Duration,
 }
 
 /// A replica to open.
@@ -61,6 +76,8 @@ pub struct ReplicaTombstone {
     pub group: RaftGroupId,
     /// Revision of the deletion in metadata.
     pub revision: u64,
+    /// The replica that left the group, while the group stays; `None` when the group is deleted.
+    pub replica: Option<ReplicaId>,
 }
 
 impl ReplicaClient {
@@ -100,6 +117,7 @@ impl From<&PlacementOrder> for pb::ApplyPlacementRequest {
         let remove = |tombstone: &ReplicaTombstone| pb::ReplicaTombstone {
             group_id: tombstone.group.get(),
             revision: tombstone.revision,
+            replica_id: tombstone.replica.map_or(0, ReplicaId::get),
         };
         Self {
             epoch: order.epoch,
@@ -109,6 +127,8 @@ impl From<&PlacementOrder> for pb::ApplyPlacementRequest {
                 .collect(),
             ensure: order.ensure.iter().map(Into::into).collect(),
             remove: order.remove.iter().map(remove).collect(),
+            members: order.members.iter().map(Into::into).collect(),
+            yielding_node_ids: order.yielding.iter().map(|node| node.get()).collect(),
         }
     }
 }
@@ -123,29 +143,67 @@ impl TryFrom<pb::ApplyPlacementRequest> for PlacementOrder {
             remove.push(ReplicaTombstone {
                 group: RaftGroupId::new(tombstone.group_id)?,
                 revision: tombstone.revision,
+                replica: ReplicaId::new(tombstone.replica_id).ok(),
             });
         }
+        let members = request.members.into_iter().map(GroupMembers::try_from);
+        let yielding = request.yielding_node_ids.into_iter().map(NodeId::new);
         Ok(Self {
             epoch: request.epoch,
             revision: request.revision,
             peers: peers.collect::<Result<_, _>>()?,
             ensure: ensure.collect::<Result<_, _>>()?,
             remove,
+            members: members.collect::<Result<_, _>>()?,
+            yielding: yielding.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+fn member_to_proto((replica, node): &(ReplicaId, NodeId)) -> pb::ReplicaMember {
+    pb::ReplicaMember {
+        replica_id: replica.get(),
+        node_id: node.get(),
+    }
+}
+
+fn members(members: Vec<pb::ReplicaMember>) -> Result<Vec<(ReplicaId, NodeId)>, ConversionError> {
+    let member =
+        |member: pb::ReplicaMember| Ok((ReplicaId::new(member.replica_id)?, NodeId::new(member.node_id)?));
+    members.into_iter().map(member).collect()
+}
+
+impl From<&GroupMembers> for pb::GroupMembers {
+    fn from(members: &GroupMembers) -> Self {
+        Self {
+            group_id: members.group.get(),
+            voters: members.voters.iter().map(member_to_proto).collect(),
+            valid_ms: u32::try_from(members.valid.as_millis()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+impl TryFrom<pb::GroupMembers> for GroupMembers {
+    type Error = ConversionError;
+    fn try_from(wanted: pb::GroupMembers) -> Result<Self, ConversionError> {
+        if wanted.voters.is_empty() {
+            return Err(ConversionError::missing("members.voters"));
+        }
+        Ok(Self {
+            group: RaftGroupId::new(wanted.group_id)?,
+            voters: members(wanted.voters)?,
+            valid: Duration::from_millis(wanted.valid_ms.into()),
         })
     }
 }
 
 impl From<&ReplicaSpec> for pb::ReplicaSpec {
     fn from(spec: &ReplicaSpec) -> Self {
-        let member = |(replica, node): &(ReplicaId, NodeId)| pb::ReplicaMember {
-            replica_id: replica.get(),
-            node_id: node.get(),
-        };
         Self {
             partition: Some(partition_key_to_proto(&spec.partition)),
             group_id: spec.group.get(),
             replica_id: spec.replica.get(),
-            members: spec.members.iter().map(member).collect(),
+            members: spec.members.iter().map(member_to_proto).collect(),
             opened: spec.opened,
             initialize: spec.initialize,
             max_message_bytes: spec.max_message_bytes,
@@ -157,15 +215,11 @@ impl From<&ReplicaSpec> for pb::ReplicaSpec {
 impl TryFrom<pb::ReplicaSpec> for ReplicaSpec {
     type Error = ConversionError;
     fn try_from(spec: pb::ReplicaSpec) -> Result<Self, ConversionError> {
-        let mut members = Vec::with_capacity(spec.members.len());
-        for member in spec.members {
-            members.push((ReplicaId::new(member.replica_id)?, NodeId::new(member.node_id)?));
-        }
         Ok(Self {
             partition: partition_key(required("partition", spec.partition)?)?,
             group: RaftGroupId::new(spec.group_id)?,
             replica: ReplicaId::new(spec.replica_id)?,
-            members,
+            members: members(spec.members)?,
             opened: spec.opened,
             initialize: spec.initialize,
             max_message_bytes: spec.max_message_bytes,

@@ -1,6 +1,6 @@
 //! What clients and services exchange survives the wire, and nonsense is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ptah_proto::{control::v1 as control, storage::v1 as storage_pb};
 use ptah_types::{
@@ -9,7 +9,7 @@ use ptah_types::{
 };
 
 use super::*;
-use crate::records::ConsumerGroupConfig;
+use crate::records::{ConsumerGroupConfig, NodeDuty};
 
 fn partition() -> PartitionKey {
     PartitionKey {
@@ -50,6 +50,9 @@ fn report() -> NodeReport {
         applied: LogIndex(8),
         initialized: true,
         voters: vec![replica(1), replica(2)],
+        learners: vec![replica(3)],
+        members_settled: true,
+        learner_lag: 11,
     };
     let open = ReplicaReport {
         replica: Some(replica(7)),
@@ -69,6 +72,7 @@ fn report() -> NodeReport {
         placement_revision: 8,
         refuses_messages: true,
         disk_needed_bytes: 9,
+        yielding: BTreeSet::from([node(3)]),
     }
 }
 
@@ -138,6 +142,7 @@ fn registrations_and_reports_survive_the_wire() {
         alive: true,
         last_seen_ago: Duration::from_millis(20),
         report: Some(report()),
+        duty: NodeDuty::Forgotten,
     };
     let wire = control::NodeDescription::from(&description);
     assert_eq!(NodeDescription::try_from(wire), Ok(description));
@@ -162,7 +167,14 @@ fn placement_orders_survive_the_wire() {
         remove: vec![ReplicaTombstone {
             group: RaftGroupId::new(6).unwrap(),
             revision: 3,
+            replica: Some(replica(4)),
         }],
+        members: vec![GroupMembers {
+            group: group(),
+            voters: vec![(replica(1), node(1)), (replica(5), node(4))],
+            valid: Duration::from_millis(700),
+        }],
+        yielding: BTreeSet::from([node(9)]),
     };
     let wire = storage_pb::ApplyPlacementRequest::from(&order);
     assert_eq!(PlacementOrder::try_from(wire), Ok(order));

@@ -34,9 +34,15 @@ fn values() -> Vec<RecordValue> {
                 replica: ReplicaId::new(1).unwrap(),
                 node: NodeId::new(2).unwrap(),
                 opened: true,
+                leaving: true,
+                lost: true,
             }],
             next_replica: ReplicaId::new(2).unwrap(),
             initialized: true,
+            retired: vec![RetiredReplica {
+                replica: ReplicaId::new(7).unwrap(),
+                node: NodeId::new(8).unwrap(),
+            }],
         }),
         RecordValue::ConsumerGroup(ConsumerGroupRecord {
             id: ConsumerGroupId::new(6).unwrap(),
@@ -60,6 +66,7 @@ fn values() -> Vec<RecordValue> {
             address: "127.0.0.1:1".to_owned(),
             disk_id: "d".to_owned(),
             zone: "z".to_owned(),
+            duty: NodeDuty::Draining,
         }),
         RecordValue::Counter(CounterRecord { next: 12 }),
     ]
@@ -84,6 +91,7 @@ fn the_stored_form_of_a_value_does_not_move() {
         address: "a".to_owned(),
         disk_id: "d".to_owned(),
         zone: String::new(),
+        duty: NodeDuty::Serving,
     });
     let expected = [0x32, 11, 0x08, 2, 0x12, 1, b'n', 0x1a, 1, b'a', 0x22, 1, b'd'];
     assert_eq!(node.encode(), expected);

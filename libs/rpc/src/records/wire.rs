@@ -5,9 +5,9 @@ use ptah_service::Secret;
 use ptah_types::{ConsumerGroupId, NodeId, RaftGroupId, ReplicaCount, ReplicaId, Role, StationId, Timestamp};
 
 use super::{
-    ClusterRecord, Commit, ConsumerGroupConfig, ConsumerGroupRecord, CounterRecord, NodeRecord,
+    ClusterRecord, Commit, ConsumerGroupConfig, ConsumerGroupRecord, CounterRecord, NodeDuty, NodeRecord,
     PlacementRecord, Precondition, Record, RecordKey, RecordKind, RecordValue, ReplicaPlacement,
-    StationRecord, UserRecord, Write,
+    RetiredReplica, StationRecord, UserRecord, Write,
 };
 use crate::ConversionError;
 use crate::convert::{
@@ -176,6 +176,12 @@ impl From<&PlacementRecord> for pb::PlacementRecord {
             replica_id: replica.replica.get(),
             node_id: replica.node.get(),
             opened: replica.opened,
+            leaving: replica.leaving,
+            lost: replica.lost,
+        };
+        let retired = |retired: &RetiredReplica| pb::RetiredReplica {
+            replica_id: retired.replica.get(),
+            node_id: retired.node.get(),
         };
         Self {
             partition: Some(partition_key_to_proto(&placement.partition)),
@@ -183,6 +189,7 @@ impl From<&PlacementRecord> for pb::PlacementRecord {
             replicas: placement.replicas.iter().map(replica).collect(),
             next_replica_id: placement.next_replica.get(),
             initialized: placement.initialized,
+            retired: placement.retired.iter().map(retired).collect(),
         }
     }
 }
@@ -196,6 +203,15 @@ impl TryFrom<pb::PlacementRecord> for PlacementRecord {
                 replica: ReplicaId::new(replica.replica_id)?,
                 node: NodeId::new(replica.node_id)?,
                 opened: replica.opened,
+                leaving: replica.leaving,
+                lost: replica.lost,
+            });
+        }
+        let mut retired = Vec::with_capacity(placement.retired.len());
+        for replica in placement.retired {
+            retired.push(RetiredReplica {
+                replica: ReplicaId::new(replica.replica_id)?,
+                node: NodeId::new(replica.node_id)?,
             });
         }
         Ok(Self {
@@ -204,6 +220,7 @@ impl TryFrom<pb::PlacementRecord> for PlacementRecord {
             replicas,
             next_replica: ReplicaId::new(placement.next_replica_id)?,
             initialized: placement.initialized,
+            retired,
         })
     }
 }
@@ -294,6 +311,11 @@ impl From<&NodeRecord> for pb::NodeRecord {
             address: node.address.clone(),
             disk_id: node.disk_id.clone(),
             zone: node.zone.clone(),
+            duty: match node.duty {
+                // Nodes that serve are written as they always were.
+                NodeDuty::Serving => common::NodeDuty::Unspecified.into(),
+                other => common::NodeDuty::from(other).into(),
+            },
         }
     }
 }
@@ -307,6 +329,28 @@ impl TryFrom<pb::NodeRecord> for NodeRecord {
             address: node.address,
             disk_id: node.disk_id,
             zone: node.zone,
+            duty: NodeDuty::from_proto(node.duty)?,
+        })
+    }
+}
+
+impl From<NodeDuty> for common::NodeDuty {
+    fn from(duty: NodeDuty) -> Self {
+        match duty {
+            NodeDuty::Serving => Self::Serving,
+            NodeDuty::Draining => Self::Draining,
+            NodeDuty::Forgotten => Self::Forgotten,
+        }
+    }
+}
+
+impl NodeDuty {
+    /// Reads a duty's number from the wire; what is not set serves.
+    pub fn from_proto(number: i32) -> Result<Self, ConversionError> {
+        Ok(match known::<common::NodeDuty>("duty", number)? {
+            common::NodeDuty::Unspecified | common::NodeDuty::Serving => Self::Serving,
+            common::NodeDuty::Draining => Self::Draining,
+            common::NodeDuty::Forgotten => Self::Forgotten,
         })
     }
 }

@@ -6,6 +6,8 @@
 
 mod bootstrap;
 mod consumer_group;
+mod duty;
+mod moves;
 mod node;
 mod progress;
 mod station;
@@ -15,12 +17,13 @@ use std::time::Duration;
 use ptah_rpc::MetadataClient;
 use ptah_rpc::clients::{
     ConsumerGroupEnsured, CreateStation, DeleteStation, EnsureConsumerGroup, NodeRegistration, Registered,
-    StationCreated,
+    SetNodeDuty, StationCreated, StationUpdated, UpdateStation,
 };
-use ptah_rpc::records::{Commit, Precondition, RecordKey, RecordValue, Write};
+use ptah_rpc::records::{Commit, NodeDuty, Precondition, RecordKey, RecordValue, Write};
 use ptah_service::{Component, Ports, Stopping};
 use ptah_types::{Action, ErrorKind, Principal, StationName, TenantName, Timestamp, UserName, authorize};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::config::BootstrapConfig;
@@ -47,12 +50,19 @@ const TAKEOVER_RETRY: Duration = Duration::from_millis(500);
 /// How often tombstones are looked through for ones that can go.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(60);
 
+/// How often it is looked whether replicas have to move.
+const MOVE_INTERVAL: Duration = Duration::from_millis(500);
+
+pub use moves::MoveLimits;
+
 type Answer<T> = oneshot::Sender<Result<T, ControlError>>;
 
 /// A decision to make, and where its outcome goes.
 enum Job {
     CreateStation(CreateStation, Answer<StationCreated>),
+    UpdateStation(UpdateStation, Answer<StationUpdated>),
     DeleteStation(DeleteStation, Answer<u64>),
+    SetNodeDuty(SetNodeDuty, Answer<u64>),
     EnsureConsumerGroup(EnsureConsumerGroup, Answer<ConsumerGroupEnsured>),
     Register(NodeRegistration, Answer<Registered>),
 }
@@ -112,6 +122,20 @@ impl Decisions {
     pub async fn create_station(&self, request: CreateStation) -> Result<StationCreated, ControlError> {
         self.submit("create a station", |answer| Job::CreateStation(request, answer))
             .await
+    }
+
+    /// Changes settings of a station.
+    pub async fn update_station(&self, request: UpdateStation) -> Result<StationUpdated, ControlError> {
+        self.submit("change a station", |answer| Job::UpdateStation(request, answer))
+            .await
+    }
+
+    /// Changes what a node is there for; answers a revision at which it is so.
+    pub async fn set_node_duty(&self, request: SetNodeDuty) -> Result<u64, ControlError> {
+        self.submit("change the duty of a node", |answer| {
+            Job::SetNodeDuty(request, answer)
+        })
+        .await
     }
 
     /// Deletes a station; answers the revision.
@@ -180,6 +204,8 @@ pub struct DeciderParts {
     pub bootstrap: BootstrapConfig,
     /// How often nodes shall report.
     pub report_interval: Duration,
+    /// When and how many replicas are moved.
+    pub moves: MoveLimits,
     /// Where to count.
     pub metrics: Metrics,
     /// Where to tell readiness.
@@ -191,6 +217,8 @@ pub struct Decider {
     parts: DeciderParts,
     jobs: mpsc::Receiver<Job>,
     compacted_to: u64,
+    /// Epoch under which replicas are moved, and since when: a node that has not reported since then may still do so.
+    moving_since: Option<(u64, Instant)>,
 }
 
 impl Decider {
@@ -201,6 +229,7 @@ impl Decider {
             parts,
             jobs,
             compacted_to: 0,
+            moving_since: None,
         };
         (this, Decisions { jobs: sender })
     }
@@ -210,6 +239,8 @@ impl Decider {
         let mut standing = self.parts.lease.watch();
         let mut compaction = tokio::time::interval(COMPACTION_INTERVAL);
         compaction.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut moving = tokio::time::interval(MOVE_INTERVAL);
+        moving.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut layout = self.parts.metadata.progress();
         loop {
             let takeover_is_due = self.parts.lease.needs_takeover();
@@ -226,6 +257,7 @@ impl Decider {
                 () = self.parts.nodes.news() => self.record_progress().await,
                 _ = layout.changed() => self.record_progress().await,
                 _ = compaction.tick() => self.compact().await,
+                _ = moving.tick() => self.move_replicas().await,
             }
         }
     }
@@ -236,6 +268,16 @@ impl Decider {
         match job {
             Job::CreateStation(request, answer) => {
                 let outcome = self.create_station(&request).await;
+                metrics.decided(outcome.as_ref().err());
+                drop(answer.send(outcome));
+            }
+            Job::UpdateStation(request, answer) => {
+                let outcome = self.update_station(&request).await;
+                metrics.decided(outcome.as_ref().err());
+                drop(answer.send(outcome));
+            }
+            Job::SetNodeDuty(request, answer) => {
+                let outcome = self.set_node_duty(&request).await;
                 metrics.decided(outcome.as_ref().err());
                 drop(answer.send(outcome));
             }
@@ -336,9 +378,11 @@ impl Decider {
         self.parts.ports.clock.now()
     }
 
-    /// Nodes that may get replicas, with their loads.
+    /// Nodes that may get replicas of new stations, with their loads.
     fn live_nodes(nodes: &Nodes, view: &View) -> Vec<NodeLoad> {
-        let live = view.nodes().filter(|node| nodes.is_alive(node.node));
+        let live = view
+            .nodes()
+            .filter(|node| node.duty == NodeDuty::Serving && nodes.is_alive(node.node));
         let load = |node: &ptah_rpc::records::NodeRecord| {
             let (replicas, firsts) = view.load_of(node.node);
             NodeLoad {

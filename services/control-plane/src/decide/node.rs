@@ -1,7 +1,7 @@
 //! Storage nodes: who may join, and what a node that comes back with another disk has lost.
 
 use ptah_rpc::clients::{NodeRegistration, Registered};
-use ptah_rpc::records::{NodeRecord, PlacementRecord, RecordKey, RecordValue, ReplicaPlacement};
+use ptah_rpc::records::{NodeDuty, NodeRecord, PlacementRecord, RecordKey, RecordValue, ReplicaPlacement};
 use ptah_types::{ClusterId, DISK_FORMAT, NodeId, VersionRange, WIRE_PROTOCOL};
 use tracing::{info, warn};
 
@@ -89,12 +89,14 @@ pub(super) fn register(
         });
     }
     check_address(view, nodes, node)?;
+    check_not_forgotten(view, node)?;
     let record = NodeRecord {
         node: node.node,
         name: node.name.clone(),
         address: node.address.clone(),
         disk_id: node.disk_id.clone(),
         zone: node.zone.clone(),
+        duty: duty_of(view, node),
     };
     let key = RecordKey::node(node.node);
     let mut change = Change::new(move |_| Some(cluster));
@@ -122,6 +124,27 @@ pub(super) fn register(
         }
     }
     Ok(Step::Commit(change))
+}
+
+/// A node keeps its duty, but for one that was forgotten and comes back with another disk: that is a new node.
+fn duty_of(view: &View, node: &NodeRegistration) -> NodeDuty {
+    match view.node(node.node).map(|known| known.value.duty) {
+        Some(NodeDuty::Draining) => NodeDuty::Draining,
+        _ => NodeDuty::Serving,
+    }
+}
+
+/// What a forgotten node held was replaced: its old disk must not come back.
+fn check_not_forgotten(view: &View, node: &NodeRegistration) -> Result<(), ControlError> {
+    let known = view.node(node.node).map(|known| known.value);
+    if known.is_none_or(|known| known.duty != NodeDuty::Forgotten || known.disk_id != node.disk_id) {
+        return Ok(());
+    }
+    Err(ControlError::Incompatible {
+        node: node.node,
+        why: "it was forgotten, and its replicas are replaced; give it an empty data directory to join again"
+            .to_owned(),
+    })
 }
 
 /// Two nodes at one address would get each other's replicas.
@@ -156,16 +179,17 @@ fn check_disk(nodes: &Nodes, node: &NodeRegistration, known: &NodeRecord) -> Res
     })
 }
 
-/// All replicas of the node were on the disk that is gone. They are marked as opened, whether they were or not: under
-/// their ids votes may have been cast, so they must never be made anew. Answers whether there are more than fit.
-fn lose_replicas<T>(view: &View, node: NodeId, change: &mut Change<T>) -> bool {
+/// All replicas of the node were on the disk that is gone. They are marked as lost, and as opened, whether they were or
+/// not: under their ids votes may have been cast, so they must never be made anew. Answers whether there are more than
+/// fit.
+pub(super) fn lose_replicas<T>(view: &View, node: NodeId, change: &mut Change<T>) -> bool {
     let unmarked = view.placements_of(node).filter(|placement| {
         let ours = placement
             .value
             .replicas
             .iter()
             .filter(|replica| replica.node == node);
-        ours.clone().any(|replica| !replica.opened)
+        ours.clone().any(|replica| !replica.opened || !replica.lost)
     });
     for placement in unmarked {
         if change.writes.len() == LOSS_BATCH {
@@ -173,6 +197,7 @@ fn lose_replicas<T>(view: &View, node: NodeId, change: &mut Change<T>) -> bool {
         }
         let mark = |replica: &ReplicaPlacement| ReplicaPlacement {
             opened: replica.opened || replica.node == node,
+            lost: replica.lost || replica.node == node,
             ..*replica
         };
         let marked = PlacementRecord {
@@ -183,6 +208,6 @@ fn lose_replicas<T>(view: &View, node: NodeId, change: &mut Change<T>) -> bool {
         change.put(key, placement.revision, RecordValue::Placement(marked));
     }
     let (lost, _) = view.load_of(node);
-    warn!(%node, lost, "node comes with another disk: its replicas are lost");
+    warn!(%node, lost, "the disk of a node is gone: its replicas are lost");
     false
 }

@@ -1,13 +1,18 @@
-//! What nodes report is recorded: which replicas were opened, which groups were initialised, which deletions are done.
+//! What nodes report is recorded: which replicas were opened or lost, which groups were initialised, which replicas have
+//! left, which deletions are done.
+
+use std::collections::BTreeSet;
 
 use ptah_rpc::clients::ReplicaState;
-use ptah_rpc::records::{PlacementRecord, RecordKey, RecordValue};
-use ptah_types::NodeId;
+use ptah_rpc::records::{NodeDuty, PlacementRecord, RecordKey, RecordValue, RetiredReplica};
+use ptah_types::ReplicaId;
 use tracing::{debug, warn};
 
+use super::moves::{Places, leader_and_node, of_reports};
 use super::{COMPACTION_INTERVAL, Change, Decider, Step};
 use crate::nodes::Nodes;
-use crate::view::View;
+use crate::reconcile::is_gone_replica;
+use crate::view::{Versioned, View};
 
 /// Placements of one write.
 const BATCH: usize = 500;
@@ -68,8 +73,9 @@ pub(super) fn floor(view: &View) -> u64 {
 /// What reports say beyond what is recorded.
 pub(super) fn progress(view: &View, nodes: &Nodes) -> Step<usize> {
     let mut updated = Vec::new();
+    let places = of_reports(view, nodes);
     for placement in view.unfinished() {
-        let now = observed(placement.value, nodes);
+        let now = observed(placement, view, &places);
         if now != *placement.value {
             updated.push((placement.revision, now));
         }
@@ -92,30 +98,60 @@ pub(super) fn progress(view: &View, nodes: &Nodes) -> Step<usize> {
     Step::Commit(change)
 }
 
-/// The placement with the flags that reports add. Flags are never taken back.
-fn observed(placement: &PlacementRecord, nodes: &Nodes) -> PlacementRecord {
-    let mut now = placement.clone();
+/// The placement with what reports add. Flags are never taken back.
+fn observed(placement: Versioned<&PlacementRecord>, view: &View, places: &Places) -> PlacementRecord {
+    let mut now = placement.value.clone();
+    let group = now.group;
     for replica in &mut now.replicas {
-        let Some(seen) = replica_of(nodes, replica.node, placement) else {
+        let seen = places
+            .get(&replica.node)
+            .and_then(|place| place.observed.as_ref());
+        let Some(seen) = seen.and_then(|observed| observed.replica(group)) else {
             continue;
         };
         if seen.replica.is_some_and(|id| id != replica.replica) {
             continue;
         }
         now.initialized |= seen.initialized;
+        replica.lost |= replica.opened && seen.state == ReplicaState::Lost;
         replica.opened |= match seen.state {
             // Whatever is wrong with it now, it is on that disk.
             ReplicaState::Open | ReplicaState::Damaged | ReplicaState::Failed => true,
             ReplicaState::Starting | ReplicaState::Lost | ReplicaState::UnknownGroup => false,
         };
     }
+    let_go(&mut now, placement.revision, places);
+    now.retired.retain(|retired| {
+        let duty = view.node(retired.node).map(|node| node.value.duty);
+        let seen = places
+            .get(&retired.node)
+            .and_then(|place| place.observed.as_ref());
+        let gone = seen.is_some_and(|seen| is_gone_replica(seen, group, retired.replica, placement.revision));
+        !(gone || matches!(duty, None | Some(NodeDuty::Forgotten)))
+    });
     now
 }
 
-fn replica_of(
-    nodes: &Nodes,
-    node: NodeId,
-    placement: &PlacementRecord,
-) -> Option<ptah_rpc::clients::ReplicaReport> {
-    nodes.health(node).observed?.replica(placement.group).cloned()
+/// Replicas that leave are retired when the leader says that the group goes on without them, and has heard of no other
+/// wish than the one of that revision: it would not change members for an older one any more.
+fn let_go(placement: &mut PlacementRecord, revision: u64, places: &Places) {
+    if !placement.replicas.iter().any(|replica| replica.leaving) {
+        return;
+    }
+    let wanted: BTreeSet<ReplicaId> = placement.wanted().map(|replica| replica.replica).collect();
+    let has_left = leader_and_node(placement, places).is_some_and(|(leader, node)| {
+        let voters: BTreeSet<ReplicaId> = leader.voters.iter().copied().collect();
+        let is_so = leader.members_settled && voters == wanted && leader.learners.is_empty();
+        is_so && node.report.placement_revision >= revision
+    });
+    if !has_left {
+        return;
+    }
+    let leaving = placement.replicas.iter().filter(|replica| replica.leaving);
+    let retired = leaving.map(|replica| RetiredReplica {
+        replica: replica.replica,
+        node: replica.node,
+    });
+    placement.retired.extend(retired.collect::<Vec<_>>());
+    placement.replicas.retain(|replica| !replica.leaving);
 }

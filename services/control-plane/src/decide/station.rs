@@ -1,6 +1,6 @@
 //! Stations: made with their placements in one write, deleted with everything that belongs to them.
 
-use ptah_rpc::clients::{CreateStation, DeleteStation, StationCreated};
+use ptah_rpc::clients::{CreateStation, DeleteStation, StationCreated, StationUpdated, UpdateStation};
 use ptah_rpc::records::{
     Counter, CounterRecord, PlacementRecord, RecordKey, RecordKind, RecordValue, ReplicaPlacement,
     StationRecord,
@@ -29,6 +29,15 @@ impl Decider {
             create(view, &request, &alive, now, &mut proposed)
         };
         self.decide("create a station", look).await
+    }
+
+    pub(super) async fn update_station(
+        &self,
+        request: &UpdateStation,
+    ) -> Result<StationUpdated, ControlError> {
+        let nodes = &self.parts.nodes;
+        let look = |view: &View| update(view, request, &Self::live_nodes(nodes, view));
+        self.decide("change a station", look).await
     }
 
     pub(super) async fn delete_station(&self, request: &DeleteStation) -> Result<u64, ControlError> {
@@ -173,6 +182,8 @@ fn placement_record(
             replica: ReplicaId::new(id).map_err(invalid)?,
             node: *node,
             opened: false,
+            leaving: false,
+            lost: false,
         });
     }
     Ok(PlacementRecord {
@@ -185,6 +196,7 @@ fn placement_record(
         next_replica: ReplicaId::new(replicas.len() as u64 + 1).map_err(invalid)?,
         replicas,
         initialized: false,
+        retired: Vec::new(),
     })
 }
 
@@ -251,6 +263,50 @@ fn check_same(station: &StationRecord, request: &CreateStation) -> Result<(), Co
         return differs(has, request.max_message_bytes.to_string());
     }
     Ok(())
+}
+
+/// Records the new settings; the replicas follow one partition after the other.
+pub(super) fn update(
+    view: &View,
+    request: &UpdateStation,
+    alive: &[NodeLoad],
+) -> Result<Step<StationUpdated>, ControlError> {
+    permit(
+        view,
+        &request.tenant,
+        &request.principal,
+        Action::UpdateStation,
+        Some(&request.name),
+    )?;
+    let not_found = || ControlError::StationNotFound(request.name.display().to_owned());
+    let station = view
+        .station(&request.tenant, &request.name)
+        .ok_or_else(not_found)?;
+    let (id, name) = (station.value.id, &station.value.name);
+    let Some(replicas) = request
+        .replicas
+        .filter(|wanted| *wanted != station.value.replicas)
+    else {
+        return Ok(Step::Done(StationUpdated {
+            id,
+            revision: station.revision,
+        }));
+    };
+    if replicas > station.value.replicas {
+        // Nobody shall wait for nodes that are not there.
+        place(1, replicas.get(), alive, view.nodes().count()).map_err(|source| ControlError::Placement {
+            station: name.display().to_owned(),
+            source,
+        })?;
+    }
+    let mut change = Change::new(move |revision| StationUpdated { id, revision });
+    let record = StationRecord {
+        replicas,
+        ..station.value.clone()
+    };
+    let key = RecordKey::station(&request.tenant, name, record.kind);
+    change.put(key, station.revision, RecordValue::Station(record));
+    Ok(Step::Commit(change))
 }
 
 pub(super) fn delete(view: &View, request: &DeleteStation) -> Result<Step<u64>, ControlError> {

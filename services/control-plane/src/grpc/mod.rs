@@ -3,7 +3,10 @@
 use ptah_proto::control::v1 as pb;
 use ptah_proto::control::v1::management_service_server::ManagementService;
 use ptah_proto::control::v1::node_service_server::NodeService;
-use ptah_rpc::clients::{CreateStation, DeleteStation, EnsureConsumerGroup, NodeRegistration, NodeReport};
+use ptah_rpc::clients::{
+    CreateStation, DeleteStation, EnsureConsumerGroup, NodeRegistration, NodeReport, SetNodeDuty,
+    UpdateStation,
+};
 use ptah_rpc::{ConversionError, to_status};
 use tonic::{Request, Response, Status};
 
@@ -34,6 +37,27 @@ impl ManagementService for Handlers {
         let request = CreateStation::try_from(request.into_inner())?;
         let made = self.decisions.create_station(request).await.map_err(refused)?;
         Ok(Response::new(made.into()))
+    }
+
+    async fn update_station(
+        &self,
+        request: Request<pb::UpdateStationRequest>,
+    ) -> Result<Response<pb::UpdateStationResponse>, Status> {
+        let request = UpdateStation::try_from(request.into_inner())?;
+        let updated = self.decisions.update_station(request).await.map_err(refused)?;
+        Ok(Response::new(pb::UpdateStationResponse {
+            station_id: updated.id.get(),
+            revision: updated.revision,
+        }))
+    }
+
+    async fn set_node_duty(
+        &self,
+        request: Request<pb::SetNodeDutyRequest>,
+    ) -> Result<Response<pb::SetNodeDutyResponse>, Status> {
+        let request = SetNodeDuty::try_from(request.into_inner())?;
+        let revision = self.decisions.set_node_duty(request).await.map_err(refused)?;
+        Ok(Response::new(pb::SetNodeDutyResponse { revision }))
     }
 
     async fn delete_station(
@@ -67,9 +91,10 @@ impl ManagementService for Handlers {
             .principal
             .parse()
             .map_err(ConversionError::from)?;
-        let nodes = self.cluster.describe_nodes(&principal).map_err(refused)?;
+        let described = self.cluster.describe_nodes(&principal).map_err(refused)?;
         Ok(Response::new(pb::DescribeNodesResponse {
-            nodes: nodes.iter().map(Into::into).collect(),
+            nodes: described.nodes.iter().map(Into::into).collect(),
+            troubles: described.troubles,
         }))
     }
 }

@@ -21,7 +21,7 @@ use crate::nodes::Nodes;
 use crate::sync::Metadata;
 use order::{Circumstances, Memory, difference};
 
-pub(crate) use order::is_gone;
+pub(crate) use order::{is_gone, is_gone_replica};
 
 /// A node that does not take an order in this time is asked again later.
 const ORDER_DEADLINE: Duration = Duration::from_secs(5);

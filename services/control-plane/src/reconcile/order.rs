@@ -5,19 +5,24 @@
 //! group. A node that is dead, or does not manage, is not waited for when a majority has opened: its replica is a voter
 //! from the start, has voted for nothing, and follows once it is open. Whichever replica initialises, the members are
 //! those of the record, so that two of them would write the same entry.
+//! Steps of a change of replicas: a new replica opens empty; the group's leader is told the voters that the group is to
+//! have, again and again, because the instruction holds for a short time only; a replica that left is removed by its
+//! tombstone.
 //! Steps of a deletion: every node is told until it reports that the group is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use ptah_rpc::clients::{PlacementOrder, ReplicaReport, ReplicaSpec, ReplicaState, ReplicaTombstone};
-use ptah_rpc::records::{PlacementRecord, ReplicaPlacement};
-use ptah_types::{NodeId, RaftGroupId};
+use ptah_rpc::clients::{
+    GroupMembers, PlacementOrder, ReplicaReport, ReplicaSpec, ReplicaState, ReplicaTombstone,
+};
+use ptah_rpc::records::{NodeDuty, PlacementRecord, ReplicaPlacement};
+use ptah_types::{NodeId, RaftGroupId, ReplicaId};
 use tokio::time::Instant;
 
 use super::Peers;
 use crate::nodes::Observed;
-use crate::view::View;
+use crate::view::{Versioned, View};
 
 /// Replicas of one order.
 const BATCH: usize = 256;
@@ -25,6 +30,8 @@ const BATCH: usize = 256;
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// How long a living node may take to open its replica before the group begins without it.
 const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a leader may follow an instruction about members without hearing it again.
+const MEMBERS_VALID: Duration = Duration::from_secs(5);
 
 /// What is ordered of a group.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -40,6 +47,10 @@ pub(super) struct Memory {
     epoch: u64,
     peers: Option<Peers>,
     asked: BTreeMap<(RaftGroupId, Asked), Instant>,
+    /// Revisions of the placements by which members were asked for, and when.
+    members: BTreeMap<RaftGroupId, (u64, Instant)>,
+    /// When the nodes that shall not lead were told.
+    yielding: Option<Instant>,
     /// Since when groups have a majority opened and wait for the rest.
     waiting: BTreeMap<RaftGroupId, Instant>,
 }
@@ -63,11 +74,18 @@ impl Memory {
             };
         }
         self.asked.retain(|_, at| now.duration_since(*at) < AGAIN_AFTER);
+        self.members
+            .retain(|_, (_, at)| now.duration_since(*at) < AGAIN_AFTER);
+        self.yielding = self.yielding.filter(|at| now.duration_since(*at) < AGAIN_AFTER);
     }
 
     /// Remembers an order that the node took.
     pub(super) fn taken(&mut self, order: &PlacementOrder, now: Instant) {
         self.peers = Some(order.peers.clone());
+        self.yielding = Some(now);
+        for members in &order.members {
+            self.members.insert(members.group, (order.revision, now));
+        }
         for spec in &order.ensure {
             let asked = if spec.initialize {
                 Asked::Initialize
@@ -85,6 +103,13 @@ impl Memory {
     fn is_out_of_patience(&mut self, group: RaftGroupId, now: Instant) -> bool {
         let since = *self.waiting.entry(group).or_insert(now);
         now.duration_since(since) >= OPEN_PATIENCE
+    }
+
+    /// Whether the members of a group as of a revision were not asked for lately.
+    fn has_not_heard(&self, group: RaftGroupId, revision: u64) -> bool {
+        self.members
+            .get(&group)
+            .is_none_or(|(asked, _)| *asked < revision)
     }
 
     fn is_new(&self, group: RaftGroupId, asked: Asked) -> bool {
@@ -106,7 +131,16 @@ pub(super) fn difference(
         .collect();
     let remove = removals(view, node, observed, memory);
     let ensure = openings(view, node, observed, memory, circumstances);
-    if remove.is_empty() && ensure.is_empty() && memory.peers.as_ref() == Some(&peers) {
+    let members = memberships(view, node, observed, memory);
+    let yielding: BTreeSet<NodeId> = view
+        .nodes()
+        .filter(|node| node.duty != NodeDuty::Serving)
+        .map(|node| node.node)
+        .collect();
+    let knows_yielding =
+        memory.yielding.is_some() || observed.is_some_and(|observed| observed.report.yielding == yielding);
+    let nothing = remove.is_empty() && ensure.is_empty() && members.is_empty();
+    if nothing && knows_yielding && memory.peers.as_ref() == Some(&peers) {
         return None;
     }
     Some(PlacementOrder {
@@ -115,7 +149,40 @@ pub(super) fn difference(
         peers,
         ensure,
         remove,
+        members,
+        yielding,
     })
+}
+
+/// Groups that this node leads and whose members are not the wanted ones.
+fn memberships(view: &View, node: NodeId, observed: Option<&Observed>, memory: &Memory) -> Vec<GroupMembers> {
+    let Some(observed) = observed else {
+        return Vec::new();
+    };
+    let led = view.placements_of(node).filter_map(|placement| {
+        let (revision, placement) = (placement.revision, placement.value);
+        let seen = observed.replica(placement.group)?;
+        let asks = seen.leader == Some(node) && differs(placement, seen);
+        (asks && memory.has_not_heard(placement.group, revision)).then(|| GroupMembers {
+            group: placement.group,
+            voters: placement
+                .wanted()
+                .map(|replica| (replica.replica, replica.node))
+                .collect(),
+            valid: MEMBERS_VALID,
+        })
+    });
+    led.take(BATCH).collect()
+}
+
+/// Whether a leader has to change the members of its group: only once all new replicas are open to be filled.
+fn differs(placement: &PlacementRecord, leader: &ReplicaReport) -> bool {
+    let wanted: BTreeSet<ReplicaId> = placement.wanted().map(|replica| replica.replica).collect();
+    let voters: BTreeSet<ReplicaId> = leader.voters.iter().copied().collect();
+    let is_ready =
+        placement.initialized && !wanted.is_empty() && placement.wanted().all(|replica| replica.opened);
+    // While replicas leave, the leader is told even when they have left: its answer says that it goes by nothing older.
+    is_ready && (voters != wanted || !leader.learners.is_empty() || placement.is_changing())
 }
 
 /// Deleted groups of which the node has not said that they are gone.
@@ -132,13 +199,71 @@ fn removals(
             remove.push(ReplicaTombstone {
                 group,
                 revision: tombstone.revision,
+                replica: None,
             });
         }
         if remove.len() == BATCH {
-            break;
+            return remove;
         }
     }
+    let left = view
+        .placements_of(node)
+        .flat_map(|placement| replicas_to_remove(placement, node, observed));
+    let asked = |tombstone: &ReplicaTombstone| !memory.is_new(tombstone.group, Asked::Remove);
+    remove.extend(left.filter(|tombstone| !asked(tombstone)));
+    remove.truncate(BATCH);
     remove
+}
+
+/// Replicas that left their group, and ones whose data is gone and in whose place the node gets another one.
+fn replicas_to_remove(
+    placement: Versioned<&PlacementRecord>,
+    node: NodeId,
+    observed: Option<&Observed>,
+) -> Vec<ReplicaTombstone> {
+    let (revision, placement) = (placement.revision, placement.value);
+    let group = placement.group;
+    let retired = placement.retired.iter().filter(|retired| {
+        let is_gone = |seen: &Observed| is_gone_replica(seen, group, retired.replica, revision);
+        retired.node == node && !observed.is_some_and(is_gone)
+    });
+    let seen = observed.and_then(|observed| observed.replica(group));
+    let lost_here = |replica: &&ReplicaPlacement| {
+        let lost = seen
+            .is_some_and(|seen| seen.state == ReplicaState::Lost && seen.replica == Some(replica.replica));
+        replica.node == node
+            && lost
+            && ours(placement, node).is_some_and(|ours| ours.replica > replica.replica)
+    };
+    let replaced = placement.replicas.iter().filter(lost_here);
+    let all = retired
+        .map(|retired| retired.replica)
+        .chain(replaced.map(|replica| replica.replica));
+    all.map(|replica| ReplicaTombstone {
+        group,
+        revision,
+        replica: Some(replica),
+    })
+    .collect()
+}
+
+/// The newest replica of a group that is to be on a node.
+fn ours(placement: &PlacementRecord, node: NodeId) -> Option<&ReplicaPlacement> {
+    let here = placement.replicas.iter().filter(|replica| replica.node == node);
+    here.max_by_key(|replica| replica.replica)
+}
+
+/// The same as [`is_gone`] for a replica that left its group at a revision, or before.
+pub(crate) fn is_gone_replica(
+    observed: &Observed,
+    group: RaftGroupId,
+    replica: ReplicaId,
+    left_at: u64,
+) -> bool {
+    let seen = observed.replica(group);
+    // What cannot be told apart counts as being there.
+    let is_other = seen.is_none_or(|seen| seen.replica.is_some_and(|here| here != replica));
+    observed.report.placement_revision >= left_at && is_other
 }
 
 /// Whether a report says that a deleted group is gone for good: it is not listed, and no order from before the deletion
@@ -158,7 +283,7 @@ fn openings(
     let mut waiting = BTreeSet::new();
     for placement in view.placements_of(node) {
         let placement = placement.value;
-        let Some(ours) = placement.replicas.iter().find(|replica| replica.node == node) else {
+        let Some(ours) = ours(placement, node) else {
             continue;
         };
         let seen = observed.and_then(|observed| observed.replica(placement.group));
@@ -202,7 +327,13 @@ fn next_step(
     seen: Option<&ReplicaReport>,
     alive: &BTreeSet<NodeId>,
 ) -> Next {
+    let other = seen
+        .and_then(|seen| seen.replica)
+        .is_some_and(|seen| seen != ours.replica);
     match seen.map(|seen| (seen.state, seen.initialized)) {
+        // Another replica of the group is still there: only one whose data is gone makes room at once.
+        Some((ReplicaState::Lost, _)) if other => Next::Ask(Asked::Open),
+        Some(_) if other => Next::Nothing,
         None | Some((ReplicaState::UnknownGroup, _)) => Next::Ask(Asked::Open),
         Some((ReplicaState::Open, false)) if !placement.initialized => beginning(placement, ours, alive),
         Some(_) => Next::Nothing,
@@ -423,7 +554,8 @@ mod tests {
             remove,
             [ReplicaTombstone {
                 group: group(10),
-                revision: 7
+                revision: 7,
+                replica: None,
             }]
         );
         let not_yet = Observed::new(report(1, 6, Vec::new()));

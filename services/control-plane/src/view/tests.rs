@@ -75,12 +75,15 @@ pub(crate) fn placement_with(
         replica: ReplicaId::new(index as u64 + 1).unwrap(),
         node: id(*node),
         opened: opened.contains(node),
+        leaving: false,
+        lost: false,
     };
     let value = PlacementRecord {
         group: group(group_id),
         replicas: nodes.iter().enumerate().map(replica).collect(),
         next_replica: ReplicaId::new(nodes.len() as u64 + 1).unwrap(),
         initialized,
+        retired: Vec::new(),
         partition: partition.clone(),
     };
     record(
@@ -97,6 +100,7 @@ pub(crate) fn node(revision: u64, number: u64) -> Record {
         address: format!("127.0.0.1:{}", 7_000 + number),
         disk_id: format!("disk-{number}"),
         zone: String::new(),
+        duty: NodeDuty::Serving,
     };
     record(revision, RecordKey::node(id(number)), RecordValue::Node(value))
 }

@@ -1,6 +1,6 @@
 //! A storage node that takes orders, pretends to carry them out, and reports at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -259,6 +259,9 @@ impl Disk {
                 applied: LogIndex(0),
                 initialized: *initialized,
                 voters: Vec::new(),
+                learners: Vec::new(),
+                members_settled: false,
+                learner_lag: 0,
             });
         NodeReport {
             node: node.node,
@@ -271,6 +274,7 @@ impl Disk {
             placement_revision: self.newest.1,
             refuses_messages: false,
             disk_needed_bytes: 0,
+            yielding: BTreeSet::new(),
         }
     }
 }

@@ -204,7 +204,7 @@ impl World {
         let management = self.management(0);
         until_async(&format!("{count} nodes are alive"), async || {
             let nodes = management.describe_nodes(&root()).await.unwrap_or_default();
-            nodes.iter().filter(|node| node.alive).count() == count
+            nodes.nodes.iter().filter(|node| node.alive).count() == count
         })
         .await;
     }

@@ -19,19 +19,19 @@ async fn nodes_are_described_with_their_reports_and_die_when_they_are_silent() {
     world.until_placed(1).await;
     let management = world.management(0);
     until_async("reports tell the replica", async || {
-        let nodes = management.describe_nodes(&root()).await.unwrap();
+        let nodes = management.describe_nodes(&root()).await.unwrap().nodes;
         nodes
             .iter()
             .filter_map(|node| node.report.as_ref())
             .any(|report| report.replicas.len() == 1)
     })
     .await;
-    let nodes = management.describe_nodes(&root()).await.unwrap();
+    let nodes = management.describe_nodes(&root()).await.unwrap().nodes;
     let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
     assert_eq!(names, ["node-1", "node-2"]);
     world.nodes[0].stop().await;
     world.until_alive(1).await;
-    let nodes = management.describe_nodes(&root()).await.unwrap();
+    let nodes = management.describe_nodes(&root()).await.unwrap().nodes;
     assert_eq!((nodes[0].alive, nodes[1].alive), (false, true));
     assert!(nodes[0].last_seen_ago >= std::time::Duration::from_secs(1));
 }

@@ -214,6 +214,7 @@ pub(super) fn partition_to_proto(status: PartitionStatus) -> pb::PartitionStatus
         next_sequence: status.state.map_or(0, |state| state.next_sequence),
         trouble: status.trouble,
         healthy_replicas: status.healthy,
+        change: status.change,
         wanted_replicas: status.wanted,
     }
 }

@@ -75,6 +75,25 @@ impl StationService for StationApi {
         }))
     }
 
+    async fn update_station(
+        &self,
+        request: Request<pb::UpdateStationRequest>,
+    ) -> Result<Response<pb::UpdateStationResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let update = async {
+            let tenant = caller.tenant(&request.tenant)?;
+            self.0
+                .stations
+                .update(&caller.principal, &tenant, &request.name.parse()?, request.replicas)
+                .await
+        };
+        let station = update.await.map_err(|error: GatewayError| status(&error))?;
+        Ok(Response::new(pb::UpdateStationResponse {
+            station: Some(station_to_proto(&station)),
+        }))
+    }
+
     async fn delete_station(
         &self,
         request: Request<pb::DeleteStationRequest>,

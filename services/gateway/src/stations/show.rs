@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use ptah_rpc::records::{PlacementRecord, ReplicaPlacement};
 use ptah_types::{Action, NodeId, Principal, RaftGroupId, StationName, TenantName, authorize};
 use tokio::time::timeout;
 
@@ -60,16 +61,20 @@ impl Stations {
             .catalog
             .with(|view| view.placement(station.record.id, number).cloned());
         let group = placement.as_ref().map(|placement| placement.group);
+        let change = placement
+            .as_deref()
+            .and_then(|placement| change_of(placement, station.record.replicas.get()));
         let status = PartitionStatus {
             partition: number.get(),
             leader: group.and_then(|group| self.leaders.routing.route(group).leader),
             replicas: placement
-                .map(|p| p.replicas.iter().map(|r| r.node).collect())
+                .map(|p| p.wanted().map(|r| r.node).collect())
                 .unwrap_or_default(),
             state: None,
             healthy: None,
             wanted: u32::try_from(station.record.replicas.get()).unwrap_or(u32::MAX),
             trouble: String::new(),
+            change: change.unwrap_or_default(),
         };
         (group, status)
     }
@@ -81,7 +86,7 @@ impl Stations {
             return ReplicaHealth::of_connections(connected);
         }
         match self.control.describe_nodes(&principal.user).await {
-            Ok(nodes) => ReplicaHealth::of_reports(&nodes),
+            Ok(described) => ReplicaHealth::of_reports(&described.nodes),
             Err(_) => ReplicaHealth::of_connections(connected),
         }
     }
@@ -117,6 +122,35 @@ impl Stations {
         }
         states
     }
+}
+
+/// What is under way with the replicas of a partition; `None` when they are as they are to be.
+fn change_of(placement: &PlacementRecord, wanted: usize) -> Option<String> {
+    if !placement.initialized {
+        return None;
+    }
+    let staying = placement.wanted().count();
+    let nodes = |replicas: &mut dyn Iterator<Item = &ReplicaPlacement>| {
+        let nodes: Vec<_> = replicas.map(|replica| replica.node.to_string()).collect();
+        nodes.join(", ")
+    };
+    let coming = nodes(&mut placement.wanted().filter(|replica| !replica.opened));
+    let leaving = nodes(&mut placement.replicas.iter().filter(|replica| replica.leaving));
+    let mut parts = Vec::new();
+    if staying != wanted {
+        parts.push(format!("{staying} of {wanted} replicas are placed"));
+    }
+    if !coming.is_empty() {
+        parts.push(format!("replicas are being opened on node {coming}"));
+    }
+    if !leaving.is_empty() {
+        parts.push(format!(
+            "replicas leave node {leaving} when the others have caught up"
+        ));
+    } else if coming.is_empty() && staying == wanted {
+        return None;
+    }
+    Some(parts.join("; "))
 }
 
 fn trouble(group: Option<RaftGroupId>, status: &PartitionStatus) -> Option<String> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ptah_rpc::clients::ListQuery;
 use ptah_rpc::records::{
-    Commit, NodeRecord, Precondition, RecordKey, RecordKind, RecordValue, UserRecord, Write,
+    Commit, NodeDuty, NodeRecord, Precondition, RecordKey, RecordKind, RecordValue, UserRecord, Write,
 };
 use ptah_service::Secret;
 use ptah_types::{ErrorKind, NodeId, Role, TenantName};
@@ -19,6 +19,7 @@ fn node(id: u64) -> Write {
         address: format!("127.0.0.1:{id}"),
         disk_id: format!("disk-{id}"),
         zone: String::new(),
+        duty: NodeDuty::Serving,
     };
     Write {
         key: RecordKey::node(node),

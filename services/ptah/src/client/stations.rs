@@ -85,6 +85,22 @@ impl Client {
         }
     }
 
+    /// Changes how many replicas every partition of a station is to have.
+    pub async fn update_station(&self, name: &str, replicas: u32) -> Result<Station, ClientError> {
+        let request = self.request(pb::UpdateStationRequest {
+            tenant: String::new(),
+            name: name.to_owned(),
+            replicas: Some(replicas),
+        });
+        let response = self
+            .call(Effect::Write, self.stations().update_station(request))
+            .await?;
+        let updated = response
+            .station
+            .ok_or_else(|| ClientError::protocol(&self.server, "no station in the answer"))?;
+        Ok(updated.into())
+    }
+
     /// Deletes a station and its messages.
     pub async fn delete_station(&self, name: &str) -> Result<(), ClientError> {
         let request = self.request(pb::DeleteStationRequest {
@@ -93,6 +109,30 @@ impl Client {
         });
         self.call(Effect::Write, self.stations().delete_station(request))
             .await?;
+        Ok(())
+    }
+
+    /// Lets leaders and replicas of a node move away.
+    pub async fn drain_node(&self, node_id: u64) -> Result<(), ClientError> {
+        let mut cluster = ClusterServiceClient::new(self.channel.clone());
+        let request = self.request(pb::DrainNodeRequest { node_id });
+        self.call(Effect::Write, cluster.drain_node(request)).await?;
+        Ok(())
+    }
+
+    /// Takes a draining node into service again.
+    pub async fn undrain_node(&self, node_id: u64) -> Result<(), ClientError> {
+        let mut cluster = ClusterServiceClient::new(self.channel.clone());
+        let request = self.request(pb::UndrainNodeRequest { node_id });
+        self.call(Effect::Write, cluster.undrain_node(request)).await?;
+        Ok(())
+    }
+
+    /// Gives a node up for good.
+    pub async fn forget_node(&self, node_id: u64, accept_loss: bool) -> Result<(), ClientError> {
+        let mut cluster = ClusterServiceClient::new(self.channel.clone());
+        let request = self.request(pb::ForgetNodeRequest { node_id, accept_loss });
+        self.call(Effect::Write, cluster.forget_node(request)).await?;
         Ok(())
     }
 

@@ -62,6 +62,8 @@ pub struct PartitionStatus {
     pub healthy_replicas: Option<u32>,
     /// Replicas that the partition is to have.
     pub wanted_replicas: u32,
+    /// What is being changed about its replicas; empty when nothing is.
+    pub change: String,
 }
 
 impl PartitionStatus {
@@ -117,6 +119,10 @@ pub struct NodeStatus {
     pub last_seen_ms_ago: u64,
     /// What is not well.
     pub troubles: Vec<String>,
+    /// What it is there for: `serving`, `draining` or `forgotten`.
+    pub duty: &'static str,
+    /// Replicas that are placed on it, those on their way in or out included.
+    pub placed_replicas: u32,
 }
 
 /// Settings of a consumer group that has to be made. `None` leaves the choice to the broker.
@@ -187,6 +193,7 @@ impl From<pb::PartitionStatus> for PartitionStatus {
             trouble: status.trouble,
             healthy_replicas: status.healthy_replicas,
             wanted_replicas: status.wanted_replicas,
+            change: status.change,
         }
     }
 }
@@ -208,7 +215,14 @@ impl From<pb::GetClusterStatusResponse> for ClusterStatus {
 
 impl From<pb::NodeStatus> for NodeStatus {
     fn from(node: pb::NodeStatus) -> Self {
+        let duty = match node.duty() {
+            common::NodeDuty::Unspecified | common::NodeDuty::Serving => "serving",
+            common::NodeDuty::Draining => "draining",
+            common::NodeDuty::Forgotten => "forgotten",
+        };
         Self {
+            duty,
+            placed_replicas: node.placed_replicas,
             node_id: node.node_id,
             name: node.name,
             address: node.address,

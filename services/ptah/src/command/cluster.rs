@@ -80,7 +80,7 @@ fn disk_text(node: &NodeStatus) -> String {
     }
 }
 
-fn node_state(node: &NodeStatus) -> String {
+pub(super) fn node_state(node: &NodeStatus) -> String {
     if node.alive {
         return "alive".to_owned();
     }
@@ -111,6 +111,8 @@ mod tests {
             disk_total_bytes: Some(2 << 30),
             last_seen_ms_ago: 12_000,
             troubles: vec!["replica damaged".to_owned()],
+            duty: "serving",
+            placed_replicas: 1,
         };
         let status = ClusterStatus {
             cluster_id: "c".to_owned(),
@@ -148,6 +150,8 @@ mod tests {
             disk_total_bytes: None,
             last_seen_ms_ago: 0,
             troubles: Vec::new(),
+            duty: "serving",
+            placed_replicas: 0,
         };
         let status = ClusterStatus {
             cluster_id: String::new(),

@@ -2,5 +2,6 @@
 
 pub mod cluster;
 pub mod consume;
+pub mod node;
 pub mod produce;
 pub mod station;

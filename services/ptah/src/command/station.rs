@@ -1,15 +1,20 @@
-//! `ptah station`: make, list, show and delete stations.
+//! `ptah station`: make, list, show, change and delete stations.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
 
 use ptah_types::StationName;
 use serde::Serialize;
+use tokio::time::Instant;
 
-use crate::args::{Global, StationArgs, StationCommand, StationCreateArgs, StationRmArgs};
+use crate::args::{Global, StationArgs, StationCommand, StationCreateArgs, StationRmArgs, StationUpdateArgs};
 use crate::client::{Client, NewStation, PartitionStatus, Station};
 use crate::failure::Failure;
 use crate::output::{Output, table, table_text};
 use crate::units::{count_text, size_text};
+
+/// How often a wait looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(Serialize)]
 struct Created {
@@ -29,6 +34,11 @@ struct Shown {
 }
 
 #[derive(Serialize)]
+struct Updated {
+    station: Station,
+}
+
+#[derive(Serialize)]
 struct Deleted {
     deleted: String,
 }
@@ -39,6 +49,7 @@ pub async fn run(args: StationArgs, global: &Global, output: &Output) -> Result<
         StationCommand::Create(args) => create(args, global, output).await,
         StationCommand::Ls => list(global, output).await,
         StationCommand::Info { name } => show(&name, global, output).await,
+        StationCommand::Update(args) => update(args, global, output).await,
         StationCommand::Rm(args) => delete(args, global, output).await,
     }
 }
@@ -168,15 +179,76 @@ fn shown_text(shown: &Shown) -> String {
             known(partition.first_sequence),
             known(partition.next_sequence),
             known(partition.messages()),
-            if partition.trouble.is_empty() {
-                "well".to_owned()
-            } else {
-                partition.trouble.clone()
-            },
+            state_text(partition),
         ]);
     }
     text.push_str(&table_text(&table));
     text
+}
+
+fn state_text(partition: &PartitionStatus) -> String {
+    match (partition.trouble.as_str(), partition.change.as_str()) {
+        ("", "") => "well".to_owned(),
+        (trouble, "") => trouble.to_owned(),
+        ("", change) => change.to_owned(),
+        (trouble, change) => format!("{trouble}; {change}"),
+    }
+}
+
+async fn update(args: StationUpdateArgs, global: &Global, output: &Output) -> Result<(), Failure> {
+    let name = station_name(&args.name)?;
+    ptah_types::ReplicaCount::new(args.replicas)
+        .map_err(|_| Failure::usage(format!("--replicas must be 1, 3 or 5, not {}", args.replicas)))?;
+    let client = Client::from_options(global).await?;
+    let station = client.update_station(name.display(), args.replicas).await?;
+    if args.wait {
+        wait_for_replicas(&client, name.display(), args.wait_timeout, output).await?;
+    }
+    output.result(&Updated { station }, |updated| {
+        let station = &updated.station;
+        let replicas = counted(u64::from(station.replicas), "replica");
+        format!(
+            "station {} is to have {replicas} of every partition",
+            station.name
+        )
+    })
+}
+
+/// Waits until no partition changes any more, and tells how far it is whenever that is news.
+async fn wait_for_replicas(
+    client: &Client,
+    name: &str,
+    patience: Duration,
+    output: &Output,
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + patience;
+    let mut told = String::new();
+    loop {
+        let (_, partitions) = client.station(name).await?;
+        let changing: Vec<_> = partitions
+            .iter()
+            .filter(|partition| !partition.change.is_empty())
+            .collect();
+        let Some(first) = changing.first() else {
+            return Ok(());
+        };
+        let text = format!(
+            "{} of {} left; partition {}: {}",
+            changing.len(),
+            counted(partitions.len() as u64, "partition"),
+            first.partition,
+            first.change
+        );
+        if told != text {
+            output.note(&text);
+            told = text;
+        }
+        if Instant::now() + LOOK_INTERVAL > deadline {
+            let why = format!("not done after {patience:?}: {told}; it goes on in the background");
+            return Err(Failure::failed(why));
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
 }
 
 async fn delete(args: StationRmArgs, global: &Global, output: &Output) -> Result<(), Failure> {
@@ -314,6 +386,7 @@ mod tests {
             trouble: "no leader".to_owned(),
             healthy_replicas: None,
             wanted_replicas: 1,
+            change: String::new(),
         }];
         let text = shown_text(&Shown { station, partitions });
         assert!(

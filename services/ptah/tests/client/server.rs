@@ -337,6 +337,19 @@ impl StationService for Fake {
         }))
     }
 
+    async fn update_station(
+        &self,
+        request: Request<pb::UpdateStationRequest>,
+    ) -> Result<Response<pb::UpdateStationResponse>, Status> {
+        let mut updated = station();
+        if let Some(config) = &mut updated.config {
+            config.replicas = request.into_inner().replicas.unwrap_or(1);
+        }
+        Ok(Response::new(pb::UpdateStationResponse {
+            station: Some(updated),
+        }))
+    }
+
     async fn list_stations(
         &self,
         _: Request<pb::ListStationsRequest>,

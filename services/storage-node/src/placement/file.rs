@@ -13,7 +13,7 @@ use ptah_segment_log::Disk;
 use ptah_types::{NodeId, PartitionKey, PartitionNumber, RaftGroupId, ReplicaId, StationId};
 use serde::{Deserialize, Serialize};
 
-use super::{Fence, Owner, PlacedReplica, Placement};
+use super::{Fence, Owner, PlacedReplica, Placement, Removal};
 
 /// Version that is written. Stored, never used again for another form.
 const VERSION: u32 = 1;
@@ -71,6 +71,9 @@ struct StoredPlacement {
     peers: BTreeMap<u64, String>,
     replicas: BTreeMap<u64, StoredReplica>,
     removals: BTreeMap<u64, u64>,
+    /// Group, replica and revision of replicas to remove that left groups that stay.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    departures: Vec<(u64, u64, u64)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -186,7 +189,17 @@ fn encode(placement: &Placement) -> Vec<u8> {
             .iter()
             .map(|(group, replica)| (group.get(), stored_replica(replica)))
             .collect(),
-        removals: placement.removals.iter().map(|(g, r)| (g.get(), *r)).collect(),
+        removals: placement
+            .removals
+            .iter()
+            .filter(|(removal, _)| removal.replica.is_none())
+            .map(|(removal, revision)| (removal.group.get(), *revision))
+            .collect(),
+        departures: placement
+            .removals
+            .iter()
+            .filter_map(|(removal, revision)| Some((removal.group.get(), removal.replica?.get(), *revision)))
+            .collect(),
     };
     let body = serde_json::to_vec_pretty(&stored).expect("numbers, texts and maps with number keys are JSON");
     let mut bytes = format!("{MAGIC} {VERSION} {:08x}\n", crc32c(&body)).into_bytes();
@@ -256,7 +269,18 @@ impl TryFrom<StoredPlacement> for Placement {
         }
         let mut removals = BTreeMap::new();
         for (group, revision) in stored.removals {
-            removals.insert(RaftGroupId::new(group).map_err(text)?, revision);
+            let removal = Removal {
+                group: RaftGroupId::new(group).map_err(text)?,
+                replica: None,
+            };
+            removals.insert(removal, revision);
+        }
+        for (group, replica, revision) in stored.departures {
+            let removal = Removal {
+                group: RaftGroupId::new(group).map_err(text)?,
+                replica: Some(ReplicaId::new(replica).map_err(text)?),
+            };
+            removals.insert(removal, revision);
         }
         Ok(Self {
             owner: Owner {
@@ -322,7 +346,11 @@ mod tests {
             revision: 9,
         };
         placement.peers.insert(NodeId::new(3).unwrap(), "h:1".to_owned());
-        placement.removals.insert(RaftGroupId::new(8).unwrap(), 7);
+        let removed = Removal {
+            group: RaftGroupId::new(8).unwrap(),
+            replica: None,
+        };
+        placement.removals.insert(removed, 7);
         let replica = PlacedReplica {
             key: PartitionKey {
                 tenant: "default".parse().unwrap(),
@@ -343,7 +371,12 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let placement = placement();
+        let mut placement = placement();
+        let left = Removal {
+            group: RaftGroupId::new(4).unwrap(),
+            replica: Some(ReplicaId::new(2).unwrap()),
+        };
+        placement.removals.insert(left, 11);
         let read = decode(Path::new("placement"), &encode(&placement)).unwrap();
         assert_eq!(read, placement);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use ptah_raft::{ReplicaSpec, ReplicaState, ReplicaStatus};
+use ptah_raft::{RemoveError, ReplicaSpec, ReplicaState, ReplicaStatus};
 use ptah_rpc::clients::PlacementOrder;
 use ptah_service::{Blocking, Component, Stopping};
 use ptah_types::{Boundary, ErrorKind, RaftGroupId};
@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::order::{MergeError, merge};
-use super::{Fence, Placement, PlacementFile, PlacementFileError};
+use super::{Fence, Placement, PlacementFile, PlacementFileError, Removal};
 use crate::node::Node;
 
 /// Orders that may wait for the one before them.
@@ -90,7 +90,7 @@ pub(crate) struct PlacementTask {
     /// Whether replicas that were here at the start are still being opened.
     starting: bool,
     /// When removals that failed are tried again.
-    remove_again: BTreeMap<RaftGroupId, Instant>,
+    remove_again: BTreeMap<Removal, Instant>,
 }
 
 impl PlacementKeeper {
@@ -182,12 +182,15 @@ impl PlacementTask {
         }
     }
 
-    async fn take(&mut self, order: PlacementOrder) -> Result<(), OrderError> {
+    async fn take(&mut self, mut order: PlacementOrder) -> Result<(), OrderError> {
+        let members = std::mem::take(&mut order.members);
+        let yielding = std::mem::take(&mut order.yielding);
         let merged = merge(&self.placement, order)?;
         if merged != self.placement {
             self.store(merged).await?;
         }
         self.view.lock().fence = self.placement.fence;
+        self.node.membership.follow(members, yielding);
         self.open();
         Ok(())
     }
@@ -210,6 +213,15 @@ impl PlacementTask {
         node.shared.set_peers(self.placement.peers.clone());
         let mut troubles = BTreeMap::new();
         for (group, placed) in &self.placement.replicas {
+            // What was here before has to be gone first.
+            if self
+                .placement
+                .removals
+                .keys()
+                .any(|removal| removal.group == *group)
+            {
+                continue;
+            }
             node.configure(*group, placed.generation, placed.max_message_bytes);
             let spec = ReplicaSpec {
                 key: placed.key.clone(),
@@ -235,10 +247,10 @@ impl PlacementTask {
 
     /// When the next removal is due.
     fn next_removal(&self) -> Option<Instant> {
-        let due = |group| self.remove_again.get(group).copied();
+        let due = |removal| self.remove_again.get(removal).copied();
         let removals = self.placement.removals.keys();
         removals
-            .map(|group| due(group).unwrap_or_else(Instant::now))
+            .map(|removal| due(removal).unwrap_or_else(Instant::now))
             .min()
     }
 
@@ -246,8 +258,8 @@ impl PlacementTask {
     /// keep the others from being opened and removed.
     async fn remove(&mut self) {
         let (now, again) = (Instant::now(), &self.remove_again);
-        let due = |group: &&RaftGroupId| again.get(group).is_none_or(|at| *at <= now);
-        let due: Vec<RaftGroupId> = self
+        let due = |removal: &&Removal| again.get(removal).is_none_or(|at| *at <= now);
+        let due: Vec<Removal> = self
             .placement
             .removals
             .keys()
@@ -255,28 +267,49 @@ impl PlacementTask {
             .take(REMOVALS_AT_ONCE)
             .copied()
             .collect();
-        let removing = due.into_iter().map(|group| {
-            self.node.forget(group);
-            let removing = tokio::time::timeout(REMOVE_DEADLINE, self.node.host.remove(group));
-            async move { (group, removing.await) }
+        let removing = due.into_iter().map(|removal| {
+            let removing = tokio::time::timeout(REMOVE_DEADLINE, self.remove_one(removal));
+            async move { (removal, removing.await) }
         });
         let results = join_all(removing).await;
         let mut left = self.placement.clone();
-        for (group, result) in results {
+        for (removal, result) in results {
+            let Removal { group, replica } = removal;
             let trouble = match result {
                 Ok(Ok(())) => {
-                    let revision = left.removals.remove(&group);
-                    self.remove_again.remove(&group);
-                    tracing::info!(%group, revision, "replica removed");
+                    let revision = left.removals.remove(&removal);
+                    self.remove_again.remove(&removal);
+                    tracing::info!(%group, ?replica, revision, "replica removed");
                     continue;
                 }
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("not done in {REMOVE_DEADLINE:?}"),
             };
-            tracing::warn!(%group, trouble, "replica cannot be removed yet");
-            self.remove_again.insert(group, Instant::now() + RETRY);
+            tracing::warn!(%group, ?replica, trouble, "replica cannot be removed yet");
+            self.remove_again.insert(removal, Instant::now() + RETRY);
         }
-        self.store_quietly(left).await;
+        if left != self.placement {
+            self.store_quietly(left).await;
+            // Another replica of a group may have waited for the one that is gone.
+            self.open();
+        }
+    }
+
+    async fn remove_one(&self, removal: Removal) -> Result<(), RemoveError> {
+        let group = removal.group;
+        let Some(replica) = removal.replica else {
+            self.node.forget(group);
+            return self.node.host.remove(group).await;
+        };
+        if self
+            .node
+            .host
+            .replica(group)
+            .is_some_and(|here| here.id() == replica)
+        {
+            self.node.forget(group);
+        }
+        self.node.host.remove_replica(group, replica).await
     }
 
     /// The node is ready once every replica that it had at its start is open, or is known not to open. What is placed

@@ -35,6 +35,15 @@ pub(crate) struct Fence {
     pub(crate) revision: u64,
 }
 
+/// What a tombstone names.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Removal {
+    /// The group.
+    pub(crate) group: RaftGroupId,
+    /// The replica that left the group; `None` when the group is deleted.
+    pub(crate) replica: Option<ReplicaId>,
+}
+
 /// A replica that this node shall have.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct PlacedReplica {
@@ -67,8 +76,8 @@ pub(crate) struct Placement {
     pub(crate) peers: BTreeMap<NodeId, String>,
     /// Replicas by Raft group.
     pub(crate) replicas: BTreeMap<RaftGroupId, PlacedReplica>,
-    /// Groups to remove, with the revision of their tombstone, until the removal is durable.
-    pub(crate) removals: BTreeMap<RaftGroupId, u64>,
+    /// What to remove, with the revision of its tombstone, until the removal is durable.
+    pub(crate) removals: BTreeMap<Removal, u64>,
 }
 
 impl Placement {

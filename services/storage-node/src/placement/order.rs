@@ -1,9 +1,9 @@
 //! What an instruction of the control plane makes of the placement: a pure step.
 
 use ptah_rpc::clients::{PlacementOrder, ReplicaSpec};
-use ptah_types::RaftGroupId;
+use ptah_types::{RaftGroupId, ReplicaId};
 
-use super::{Fence, PlacedReplica, Placement};
+use super::{Fence, PlacedReplica, Placement, Removal};
 
 /// Why an instruction is refused. Nothing of it is carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +25,18 @@ pub(crate) enum MergeError {
     /// A group that was removed is placed again; ids are never used again.
     #[error("raft group {0} is being removed; a new partition needs a new raft group")]
     Removed(RaftGroupId),
+    /// A node holds one replica of a group at a time.
+    #[error(
+        "replica {placed} of raft group {group} is here; it has to be removed before replica {wanted} is placed"
+    )]
+    OtherReplica {
+        /// The group.
+        group: RaftGroupId,
+        /// The replica that is here.
+        placed: ReplicaId,
+        /// The one to place.
+        wanted: ReplicaId,
+    },
 }
 
 /// The placement after `order`. What the order does not name stays as it is.
@@ -43,21 +55,51 @@ pub(super) fn merge(placement: &Placement, order: PlacementOrder) -> Result<Plac
         merged.peers = order.peers;
     }
     for tombstone in order.remove {
-        if order.ensure.iter().any(|spec| spec.group == tombstone.group) {
+        let removal = Removal {
+            group: tombstone.group,
+            replica: tombstone.replica,
+        };
+        if order
+            .ensure
+            .iter()
+            .any(|spec| removal.concerns(spec.group, spec.replica))
+        {
             return Err(MergeError::Contradiction(tombstone.group));
         }
-        merged.replicas.remove(&tombstone.group);
-        merged.removals.insert(tombstone.group, tombstone.revision);
+        let placed = merged.replicas.get(&tombstone.group);
+        if placed.is_some_and(|placed| removal.concerns(tombstone.group, placed.replica)) {
+            merged.replicas.remove(&tombstone.group);
+        }
+        merged.removals.insert(removal, tombstone.revision);
     }
     for spec in order.ensure {
-        if merged.removals.contains_key(&spec.group) {
-            return Err(MergeError::Removed(spec.group));
+        let (group, wanted) = (spec.group, spec.replica);
+        if merged
+            .removals
+            .keys()
+            .any(|removal| removal.concerns(group, wanted))
+        {
+            return Err(MergeError::Removed(group));
         }
-        let group = spec.group;
+        let placed = merged.replicas.get(&group).map(|placed| placed.replica);
+        if let Some(placed) = placed.filter(|placed| *placed != wanted) {
+            return Err(MergeError::OtherReplica {
+                group,
+                placed,
+                wanted,
+            });
+        }
         let placed = place(merged.replicas.get(&group), spec);
         merged.replicas.insert(group, placed);
     }
     Ok(merged)
+}
+
+impl Removal {
+    /// Whether a replica is among what is removed.
+    fn concerns(&self, group: RaftGroupId, replica: ReplicaId) -> bool {
+        self.group == group && self.replica.is_none_or(|removed| removed == replica)
+    }
 }
 
 /// What is known here is not forgotten: that the replica was open, and that its group is initialised.
@@ -79,10 +121,10 @@ fn place(known: Option<&PlacedReplica>, spec: ReplicaSpec) -> PlacedReplica {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use ptah_rpc::clients::ReplicaTombstone;
-    use ptah_types::{ClusterId, NodeId, PartitionKey, PartitionNumber, ReplicaId, StationId};
+    use ptah_types::{ClusterId, NodeId, PartitionKey, PartitionNumber, StationId};
 
     use super::super::Owner;
     use super::*;
@@ -123,7 +165,61 @@ mod tests {
             peers: BTreeMap::new(),
             ensure: Vec::new(),
             remove: Vec::new(),
+            members: Vec::new(),
+            yielding: BTreeSet::new(),
         }
+    }
+
+    fn removal(group_id: u64, replica: Option<u64>) -> Removal {
+        Removal {
+            group: group(group_id),
+            replica: replica.map(|id| ReplicaId::new(id).unwrap()),
+        }
+    }
+
+    fn tombstone(group_id: u64, replica: Option<u64>, revision: u64) -> ReplicaTombstone {
+        let Removal { group, replica } = removal(group_id, replica);
+        ReplicaTombstone {
+            group,
+            revision,
+            replica,
+        }
+    }
+
+    #[test]
+    fn a_replica_makes_room_for_another_one_of_its_group() {
+        let newer = ReplicaSpec {
+            replica: ReplicaId::new(4).unwrap(),
+            initialize: false,
+            ..spec(1)
+        };
+        let mut first = order(1, 1);
+        first.ensure = vec![spec(1)];
+        let placement = merge(&empty(), first.clone()).unwrap();
+        let mut beside = order(1, 2);
+        beside.ensure = vec![newer.clone()];
+        assert!(
+            matches!(
+                merge(&placement, beside.clone()),
+                Err(MergeError::OtherReplica { .. })
+            ),
+            "not beside the one that is here"
+        );
+        beside.remove = vec![tombstone(1, Some(1), 2)];
+        let placement = merge(&placement, beside).unwrap();
+        assert_eq!(placement.replicas[&group(1)].replica, newer.replica);
+        assert_eq!(placement.removals, BTreeMap::from([(removal(1, Some(1)), 2)]));
+        first.revision = 3;
+        assert_eq!(
+            merge(&placement, first),
+            Err(MergeError::Removed(group(1))),
+            "the one that left does not come back"
+        );
+        // A late repetition of the tombstone leaves the new one alone.
+        let mut again = order(1, 3);
+        again.remove = vec![tombstone(1, Some(1), 3)];
+        let placement = merge(&placement, again).unwrap();
+        assert_eq!(placement.replicas[&group(1)].replica, newer.replica);
     }
 
     #[test]
@@ -147,22 +243,16 @@ mod tests {
         first.ensure = vec![spec(1), spec(2)];
         let placement = merge(&empty(), first).unwrap();
         let mut second = order(1, 2);
-        second.remove = vec![ReplicaTombstone {
-            group: group(1),
-            revision: 2,
-        }];
+        second.remove = vec![tombstone(1, None, 2)];
         let placement = merge(&placement, second).unwrap();
         assert_eq!(placement.replicas.keys().copied().collect::<Vec<_>>(), [group(2)]);
-        assert_eq!(placement.removals, BTreeMap::from([(group(1), 2)]));
+        assert_eq!(placement.removals, BTreeMap::from([(removal(1, None), 2)]));
     }
 
     #[test]
     fn a_removed_group_is_never_placed_again() {
         let mut remove = order(1, 1);
-        remove.remove = vec![ReplicaTombstone {
-            group: group(1),
-            revision: 1,
-        }];
+        remove.remove = vec![tombstone(1, None, 1)];
         let placement = merge(&empty(), remove.clone()).unwrap();
         let mut again = order(1, 2);
         again.ensure = vec![spec(1)];

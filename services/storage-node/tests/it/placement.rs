@@ -65,6 +65,7 @@ async fn a_tombstone_removes_the_replica_and_its_data() {
     remove.remove.push(ReplicaTombstone {
         group: group_id(1),
         revision: 2,
+        replica: None,
     });
     node.place(&remove).await.unwrap();
     control
@@ -250,6 +251,7 @@ async fn a_removal_that_hangs_does_not_keep_others_from_being_placed() {
     remove.remove.push(ReplicaTombstone {
         group: group_id(2),
         revision: 3,
+        replica: None,
     });
     node.place(&remove).await.unwrap();
     node.place(&order_alone(4, 3, &node)).await.unwrap();

@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use ptah_proto::common::v1 as common;
 use ptah_proto::control::v1 as pb;
 use ptah_proto::control::v1::management_service_server::ManagementService;
 use ptah_rpc::RpcError;
-use ptah_rpc::clients::{ConsumerGroupEnsured, CreateStation, EnsureConsumerGroup, StationCreated};
+use ptah_rpc::clients::{
+    ConsumerGroupEnsured, CreateStation, EnsureConsumerGroup, SetNodeDuty, StationCreated, UpdateStation,
+};
 use ptah_rpc::records::{
     ConsumerGroupRecord, PlacementRecord, RecordKey, RecordValue, ReplicaPlacement, StationRecord,
 };
@@ -83,6 +86,7 @@ impl FakeControl {
                 replicas: open.collect(),
                 ..Default::default()
             }),
+            duty: common::NodeDuty::Serving.into(),
         }
     }
 
@@ -119,6 +123,8 @@ impl FakeControl {
                 replica: ReplicaId::new(node).unwrap(),
                 node: NodeId::new(node).unwrap(),
                 opened: true,
+                leaving: false,
+                lost: false,
             });
             let placement = PlacementRecord {
                 partition: partition.clone(),
@@ -126,6 +132,7 @@ impl FakeControl {
                 replicas: replicas.collect(),
                 next_replica: ReplicaId::new(100).unwrap(),
                 initialized: true,
+                retired: Vec::new(),
             };
             revision = self.metadata.put(
                 RecordKey::placement(&partition),
@@ -196,6 +203,26 @@ impl ManagementService for FakeControl {
         Ok(Response::new((&ensured).into()))
     }
 
+    async fn update_station(
+        &self,
+        request: Request<pb::UpdateStationRequest>,
+    ) -> Result<Response<pb::UpdateStationResponse>, Status> {
+        self.check_up()?;
+        let wanted = UpdateStation::try_from(request.into_inner())?;
+        let updated = self.metadata.update_station(&wanted);
+        Ok(Response::new(updated))
+    }
+
+    async fn set_node_duty(
+        &self,
+        request: Request<pb::SetNodeDutyRequest>,
+    ) -> Result<Response<pb::SetNodeDutyResponse>, Status> {
+        self.check_up()?;
+        let wanted = SetNodeDuty::try_from(request.into_inner())?;
+        let revision = self.metadata.set_node_duty(&wanted);
+        Ok(Response::new(pb::SetNodeDutyResponse { revision }))
+    }
+
     async fn describe_nodes(
         &self,
         _: Request<pb::DescribeNodesRequest>,
@@ -204,6 +231,9 @@ impl ManagementService for FakeControl {
         let mut nodes: Vec<_> = (1..=self.nodes).map(|node| self.describe(node)).collect();
         let change = *self.told.borrow();
         change(&mut nodes);
-        Ok(Response::new(pb::DescribeNodesResponse { nodes }))
+        Ok(Response::new(pb::DescribeNodesResponse {
+            nodes,
+            troubles: Vec::new(),
+        }))
     }
 }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use futures_util::Stream;
 use parking_lot::Mutex;
+use ptah_proto::control::v1 as pb_control;
 use ptah_proto::metadata::v1 as pb;
 use ptah_proto::metadata::v1::metadata_service_server::MetadataService;
+use ptah_rpc::clients::{SetNodeDuty, UpdateStation};
 use ptah_rpc::records::{PlacementRecord, Record, RecordKey, RecordValue};
 use ptah_types::{StationId, StationKind, StationName, TenantName};
 use tokio::sync::watch;
@@ -86,6 +88,32 @@ impl FakeMetadata {
     }
 
     /// All placements.
+    /// Notes how many replicas a station is to have.
+    pub(crate) fn update_station(&self, wanted: &UpdateStation) -> pb_control::UpdateStationResponse {
+        let key = RecordKey::station(&wanted.tenant, &wanted.name, StationKind::Station);
+        let record = self.state.lock().live.get(&key).cloned().unwrap();
+        let RecordValue::Station(mut station) = record.value else {
+            panic!("{record:?}");
+        };
+        station.replicas = wanted.replicas.unwrap_or(station.replicas);
+        let station_id = station.id.get();
+        pb_control::UpdateStationResponse {
+            station_id,
+            revision: self.put(key, RecordValue::Station(station)),
+        }
+    }
+
+    /// Notes what a node is there for.
+    pub(crate) fn set_node_duty(&self, wanted: &SetNodeDuty) -> u64 {
+        let key = RecordKey::node(wanted.node);
+        let record = self.state.lock().live.get(&key).cloned().unwrap();
+        let RecordValue::Node(mut node) = record.value else {
+            panic!("{record:?}");
+        };
+        node.duty = wanted.duty;
+        self.put(key, RecordValue::Node(node))
+    }
+
     pub(crate) fn placements(&self) -> Vec<PlacementRecord> {
         let state = self.state.lock();
         let placements = state.live.values().filter_map(|record| match &record.value {

@@ -19,7 +19,7 @@ use ptah_proto::api::v1::station_service_client::StationServiceClient;
 use ptah_proto::control::v1::management_service_server::ManagementServiceServer;
 use ptah_proto::metadata::v1::metadata_service_server::MetadataServiceServer;
 use ptah_proto::storage::v1::partition_service_server::PartitionServiceServer;
-use ptah_rpc::records::{NodeRecord, RecordKey, RecordValue, UserRecord};
+use ptah_rpc::records::{NodeDuty, NodeRecord, RecordKey, RecordValue, UserRecord};
 use ptah_rpc::{
     ChannelOptions, Channels, ClusterSecret, InProcessNetwork, MAX_RPC_MESSAGE_BYTES, Network, RpcChannel,
     Server, bind,
@@ -131,6 +131,7 @@ impl Builder {
                 address,
                 disk_id: String::new(),
                 zone: String::new(),
+                duty: NodeDuty::Serving,
             };
             metadata.put(
                 RecordKey::node(NodeId::new(id).unwrap()),

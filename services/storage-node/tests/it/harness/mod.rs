@@ -329,6 +329,7 @@ pub(crate) fn order(revision: u64, nodes: &[&TestNode], me: &TestNode) -> Placem
             .collect::<BTreeMap<_, _>>(),
         ensure: vec![spec],
         remove: Vec::new(),
+        ..PlacementOrder::default()
     }
 }
 
