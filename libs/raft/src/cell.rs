@@ -19,8 +19,9 @@ use crate::leaders::Leaders;
 use crate::metrics::Metrics;
 use crate::options::HostOptions;
 use crate::proposal::InFlight;
+use crate::pulse::Pulse;
 use crate::trouble::Trouble;
-use crate::types::{Raft, log_id, members};
+use crate::types::{Members, Raft, log_id, members};
 
 /// A replica to run on this node.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -177,6 +178,7 @@ pub(crate) struct Cell {
     pub(crate) trouble: Arc<Trouble>,
     pub(crate) holds: Arc<Holds>,
     pub(crate) in_flight: Arc<InFlight>,
+    pub(crate) pulse: Pulse,
     pub(crate) installing: InstallLock,
     pub(crate) shared: Arc<Shared>,
     pub(crate) stop: CancellationToken,
@@ -203,6 +205,7 @@ impl Cell {
             trouble: Arc::new(Trouble::default()),
             holds: Arc::new(Holds::default()),
             in_flight: Arc::new(InFlight::default()),
+            pulse: Pulse::default(),
             installing: InstallLock::default(),
             shared,
             stop,
@@ -318,6 +321,16 @@ impl Cell {
                 .get_node(&replica.get())
                 .and_then(|home| home.node())
         })
+    }
+
+    /// Voters and learners as the log says, applied or not; none while it does not run.
+    pub(crate) fn members(&self) -> (Members, Members) {
+        self.with_running(|running| {
+            let metrics = running.raft.server_metrics();
+            let stored = metrics.borrow_watched().membership_config.clone();
+            members(stored.membership())
+        })
+        .unwrap_or_default()
     }
 
     pub(crate) fn status(&self) -> ReplicaStatus {

@@ -49,6 +49,8 @@ pub(crate) struct Limits {
 pub(crate) enum Event {
     /// It is suspected to be dead or cut off.
     Suspected(NodeId),
+    /// It was suspected, and is heard again.
+    HeardAgain(NodeId),
     /// Another process runs in its place: the one before is gone for certain.
     Replaced(NodeId),
 }
@@ -111,7 +113,7 @@ impl Detector {
 
     /// A ping stream of a node's process began.
     pub(crate) fn connected(&self, node: NodeId, incarnation: u64, now: Instant) {
-        let replaced = {
+        let (replaced, again) = {
             let mut state = self.state.lock();
             let peer = state.peers.entry(node).or_insert_with(|| Peer::unheard(now));
             let replaced = peer.incarnation.is_some_and(|old| old != incarnation);
@@ -119,10 +121,13 @@ impl Detector {
                 // The process that was heard is no more; the new one has no habit yet.
                 *peer = Peer::unheard(now);
             }
-            self.hear(peer, now);
+            let again = self.hear(peer, now);
             peer.incarnation = Some(incarnation);
-            replaced
+            (replaced, again)
         };
+        if again {
+            self.tell(Event::HeardAgain(node));
+        }
         if replaced {
             self.tell(Event::Replaced(node));
         }
@@ -130,12 +135,18 @@ impl Detector {
 
     /// A ping of a node came.
     pub(crate) fn heard(&self, node: NodeId, now: Instant) {
-        if let Some(peer) = self.state.lock().peers.get_mut(&node) {
-            self.hear(peer, now);
+        let again = match self.state.lock().peers.get_mut(&node) {
+            Some(peer) => self.hear(peer, now),
+            None => false,
+        };
+        if again {
+            self.tell(Event::HeardAgain(node));
         }
     }
 
-    fn hear(&self, peer: &mut Peer, now: Instant) {
+    /// Whether it was suspected until now.
+    fn hear(&self, peer: &mut Peer, now: Instant) -> bool {
+        let again = peer.belief != Belief::Alive;
         if peer.belief != Belief::Alive {
             if peer.incarnation.is_some() {
                 self.metrics.suspicions_withdrawn.inc();
@@ -147,6 +158,7 @@ impl Detector {
         let pause = now.saturating_duration_since(peer.heard);
         peer.worst_pause = peer.worst_pause.mul_f64(1.0 - FORGET).max(pause);
         peer.heard = peer.heard.max(now);
+        again
     }
 
     /// Nothing listens at the node's address any more, and its connections broke.
@@ -210,6 +222,13 @@ impl Detector {
     pub(crate) fn belief(&self, node: NodeId) -> Belief {
         let state = self.state.lock();
         state.peers.get(&node).map_or(Belief::Alive, |peer| peer.belief)
+    }
+
+    /// Whether a node is heard, for certain.
+    pub(crate) fn is_heard(&self, node: NodeId) -> bool {
+        let state = self.state.lock();
+        let peer = state.peers.get(&node);
+        peer.is_some_and(|peer| peer.belief == Belief::Alive && peer.incarnation.is_some())
     }
 
     /// The process that was heard last.

@@ -87,6 +87,8 @@ impl Directory {
         {
             return Err(format!("replica {} lives on node {home}, not {from}", route.from));
         }
+        // Whatever is sent to a replica that rests ends its rest.
+        cell.wake();
         cell.running()
             .ok_or_else(|| format!("replica {} is not running", route.to))
     }

@@ -39,10 +39,11 @@ pub(crate) async fn hand_over(cells: &[Arc<Cell>]) {
     futures_util::future::join_all(cells.iter().map(|cell| hand_over_one(cell))).await;
 }
 
-async fn hand_over_one(cell: &Cell) {
+async fn hand_over_one(cell: &Arc<Cell>) {
     if !cell.leadership().ready {
         return;
     }
+    cell.until_awake().await;
     let Some(running) = cell.running() else { return };
     let target = best_follower(cell, &running.raft);
     let Some(target) = target else { return };

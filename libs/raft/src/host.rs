@@ -28,6 +28,7 @@ use crate::leaders::{LeaderWatch, Leaders};
 use crate::maintenance::Maintenance;
 use crate::metrics::Metrics;
 use crate::options::HostOptions;
+use crate::quiesce::Quiesce;
 use crate::replica::Replica;
 use crate::store_metrics::StoreCollector;
 use crate::supervisor::{Opener, supervise};
@@ -138,6 +139,17 @@ impl RaftHost {
             };
             tasks.spawn_critical("takeover", takeover.run().map(Ok));
         }
+        let quiesce = Arc::new(Quiesce {
+            directory: Arc::clone(&directory),
+            detector: Arc::clone(&detector),
+            transport: transport.clone(),
+            after: parts.options.quiesce_after,
+        });
+        let waking = Arc::clone(&quiesce).follow_nodes(tasks.clone());
+        tasks.spawn_critical("idle groups and nodes", waking.map(Ok));
+        let checking = Arc::clone(&quiesce).check(tasks.clone());
+        tasks.spawn_critical("idle groups and leaders", checking.map(Ok));
+        tasks.spawn_critical("idle groups", quiesce.rest(tasks.clone()).map(Ok));
         let watching = detector::run(detector, Arc::clone(&directory), transport.clone(), tasks.clone());
         let host = Self::start(store, shared, directory, transport, config, parts.ports, tasks.clone())?;
         tasks.spawn_critical("detector", watching.map(Ok));

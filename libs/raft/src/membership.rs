@@ -96,6 +96,7 @@ impl Replica {
             .cell
             .running()
             .ok_or_else(|| MembershipError::Unavailable("the replica is not running".to_owned()))?;
+        self.cell.until_awake().await;
         let raft = running.raft;
         let (seen, last) = look(&raft, self.id());
         let ids = wanted.iter().map(|(replica, _)| replica.get()).collect();
@@ -165,6 +166,7 @@ impl Replica {
         if self.leadership().leader_replica != Some(self.id()) {
             return Err(TransferError::NotLeader);
         }
+        self.cell.until_awake().await;
         let (seen, _) = look(&running.raft, self.id());
         let voters = self.status().voters;
         let others = voters

@@ -24,6 +24,8 @@ pub(crate) struct Metrics {
     pub(crate) takeovers: Counter,
     pub(crate) suspicions: Counter,
     pub(crate) nodes_heard: Gauge,
+    pub(crate) quiet: Gauge,
+    pub(crate) wakes: Counter,
     pub(crate) suspicions_withdrawn: Counter,
     pub(crate) streams_broken: Counter,
     pub(crate) greetings_refused: Counter,
@@ -35,7 +37,7 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        let counters: [(&str, &str, &Counter); 20] = [
+        let counters: [(&str, &str, &Counter); 21] = [
             ("proposals", "entries proposed to openraft", &metrics.proposals),
             (
                 "proposals_refused",
@@ -90,6 +92,11 @@ impl Metrics {
                 &metrics.takeovers,
             ),
             (
+                "wakes",
+                "idle groups that this node leads and woke",
+                &metrics.wakes,
+            ),
+            (
                 "suspicions",
                 "nodes that were suspected to be dead or cut off",
                 &metrics.suspicions,
@@ -132,6 +139,11 @@ impl Metrics {
             "damaged_replicas",
             "replicas that do not vote because of damage",
             metrics.damaged.clone(),
+        );
+        registry.register(
+            "quiet",
+            "replicas that rest, without heartbeats, because their group is idle",
+            metrics.quiet.clone(),
         );
         registry.register(
             "nodes_heard",

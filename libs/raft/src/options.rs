@@ -25,6 +25,9 @@ pub struct HostOptions {
     pub suspect_after: Duration,
     /// Silence after which any node is suspected, however often it is late (700 ms).
     pub suspect_after_max: Duration,
+    /// A group that had nothing to do for this long, and whose replicas all have everything, stops its heartbeats until
+    /// something comes (10 s).
+    pub quiesce_after: Duration,
     /// When a leader's node is suspected by a majority of a group's voters, or its process is certainly gone, survivors
     /// take over at once instead of waiting for the lease (true).
     pub takeover: bool,
@@ -74,6 +77,7 @@ impl Default for HostOptions {
             ping_interval: Duration::from_millis(100),
             suspect_after: Duration::from_millis(400),
             suspect_after_max: Duration::from_millis(700),
+            quiesce_after: Duration::from_secs(10),
             takeover: true,
             max_in_flight_entries: 1024,
             max_in_flight_bytes: 32 << 20,
@@ -102,6 +106,7 @@ impl HostOptions {
             maintenance_interval: Duration::from_millis(20),
             checkpoint_every: Duration::from_secs(1),
             restart_pause: Duration::from_millis(20),
+            quiesce_after: Duration::from_secs(1),
             restart_pause_max: Duration::from_millis(200),
             ..Self::default()
         }
@@ -146,7 +151,9 @@ impl HostOptions {
             // The host purges; openraft must not do it by itself behind every checkpoint.
             max_in_snapshot_log_to_keep: u64::MAX,
             install_snapshot_timeout: 30_000,
-            quorum_loss_probe_interval: Some(2 * max),
+            // A leader without a majority is silenced by the detector; openraft's own way would keep a group that
+            // rested from waking.
+            quorum_loss_probe_interval: None,
             // Bytes bound a request, see the log store.
             max_payload_entries: 16_384,
             api_channel_size: Some(4096),

@@ -100,8 +100,8 @@ impl InFlight {
         fits.then_some(guard)
     }
 
-    #[cfg(test)]
-    fn entries(&self) -> u64 {
+    /// How many wait now.
+    pub(crate) fn entries(&self) -> u64 {
         self.entries.load(Ordering::Acquire)
     }
 }

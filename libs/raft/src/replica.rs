@@ -1,11 +1,8 @@
 //! The handle to one replica: proposing, reading, watching, moving leadership and members.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
-use openraft::vote::leader_id_std::CommittedLeaderId;
 use ptah_partition::{BatchStamp, Partition};
 use ptah_segment_log::{Frame, ReadError};
 use ptah_types::{NodeId, PartitionKey, RaftGroupId, ReplicaId, Sequence, Term, Timestamp};
@@ -15,9 +12,8 @@ use crate::applied::AppliedTo;
 use crate::cell::{Cell, Leadership, ReplicaStatus};
 use crate::error::{ReadMessagesError, TransferError};
 use crate::handover::hand_leadership;
-use crate::proposal::{Done, Pending, ProposalResponder, ProposeError};
-use crate::record::{Body, Record, stamp_of};
-use crate::types::Raft;
+use crate::proposal::{Done, ProposeError};
+use crate::record::{Record, stamp_of};
 
 /// Messages as they are stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -115,71 +111,13 @@ impl Replica {
     }
 
     fn propose(&self, term: Term, record: Record, done: Done) -> Result<(), ProposeError> {
-        let result = self
-            .cell
-            .with_running(|running| self.propose_to(running.raft.clone(), term, record, done))
-            .unwrap_or_else(|| Err(ProposeError::Unavailable("the replica is not running".to_owned())));
+        let result = self.cell.propose(term, record, done);
         let metrics = &self.cell.shared.metrics;
         match &result {
             Ok(()) => metrics.proposals.inc(),
             Err(_) => metrics.proposals_refused.inc(),
         };
         result
-    }
-
-    fn propose_to(&self, raft: Raft, term: Term, record: Record, done: Done) -> Result<(), ProposeError> {
-        let shared = &self.cell.shared;
-        let leadership = self.cell.leadership();
-        if leadership.term != term || leadership.leader_replica != Some(self.cell.replica) {
-            return Err(ProposeError::NotLeader {
-                leader: leadership.leader,
-            });
-        }
-        if !leadership.ready {
-            return Err(ProposeError::Unavailable(
-                "the leader is not ready yet".to_owned(),
-            ));
-        }
-        if self.cell.is_stopping() {
-            return Err(ProposeError::Unavailable("the node is stopping".to_owned()));
-        }
-        // Commands free the disk, too, and barriers take no room; both may use the reserve.
-        if matches!(record.body, Body::Batch { .. }) && shared.disk_full.load(Ordering::Relaxed) {
-            return Err(ProposeError::DiskFull);
-        }
-        let guard = self
-            .cell
-            .in_flight
-            .enter(
-                record.payload.len() as u64,
-                shared.options.max_in_flight_entries,
-                shared.options.max_in_flight_bytes,
-            )
-            .ok_or(ProposeError::TooMuchInFlight)?;
-        let pending = Pending::new(done, guard);
-        let responder = ProposalResponder::new(Arc::clone(&pending));
-        let mut write = Box::pin(async move {
-            raft.write(record)
-                .with_leader(CommittedLeaderId::new(term.0))
-                .responder(responder)
-                .await
-        });
-        // The core's queue is longer than what may be in flight, so it takes the message at the first poll.
-        match tokio::task::unconstrained(&mut write).now_or_never() {
-            Some(Ok(())) => {}
-            Some(Err(_)) => pending.disarm(),
-            // The core is going. openraft's calls must not be dropped while they wait for its end: a later one would
-            // panic. The answer comes from the responder, whatever happens to the message.
-            None => {
-                let _runtime = shared.runtime.enter();
-                shared.tasks.spawn("proposal to a core that ends", async move {
-                    if let Err(error) = write.await {
-                        tracing::debug!(%error, "proposal was not taken");
-                    }
-                });
-            }
-        }
-        pending.offered().map_err(ProposeError::Unavailable)
     }
 
     /// Batches that hold the messages `from..upto`, from the batch that contains `from` on, never beyond what is
@@ -253,6 +191,7 @@ impl Replica {
             return Err(TransferError::NotAVoter(to));
         }
         let shared = &self.cell.shared;
+        self.cell.until_awake().await;
         hand_leadership(shared, running.raft, to.get())
             .await
             .map_err(TransferError::Unavailable)

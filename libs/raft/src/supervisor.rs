@@ -138,6 +138,7 @@ async fn run_once(cell: &Arc<Cell>, opener: &Opener) -> Result<Ended, OpenFailur
     };
     let ended = match begin(cell, &running).await {
         Ok(()) => {
+            cell.reset_pulse();
             cell.set_running(Some(running.clone()));
             cell.set_state(ReplicaState::Running, None);
             watch(cell, &running).await
@@ -145,6 +146,7 @@ async fn run_once(cell: &Arc<Cell>, opener: &Opener) -> Result<Ended, OpenFailur
         Err(why) => Ended::Died(why),
     };
     cell.set_running(None);
+    cell.reset_pulse();
     let term = cell.leadership().term;
     cell.set_leadership(Leadership {
         term,
@@ -296,8 +298,12 @@ async fn watch(cell: &Arc<Cell>, running: &Running) -> Ended {
             )
         };
         cell.set_leadership(leadership);
+        // Another term, leader or membership ends every rest.
+        cell.wake();
         // A leader that is alone needs neither heartbeats nor elections, and openraft's timer costs.
-        raft.runtime_config().tick(!(leadership.ready && is_alone));
+        if is_alone {
+            raft.runtime_config().tick(!leadership.ready);
+        }
         if membership != Some(seen) {
             membership = Some(seen);
             cell.changed();

@@ -30,7 +30,7 @@ use crate::directory::Directory;
 use crate::shield::unbroken;
 use crate::transport::Transport;
 use crate::transport::grpc::calls;
-use crate::types::{Members, members};
+use crate::types::Members;
 
 /// Groups that the survivors are asked about in one message.
 const CHUNK: usize = 256;
@@ -86,6 +86,7 @@ impl Takeover {
             let (node, replaced) = match event {
                 Ok(Event::Suspected(node)) => (node, false),
                 Ok(Event::Replaced(node)) => (node, true),
+                Ok(Event::HeardAgain(_)) => continue,
                 // What was missed is left to openraft's own election.
                 Err(RecvError::Lagged(_)) => continue,
                 Err(RecvError::Closed) => return,
@@ -138,13 +139,21 @@ impl Takeover {
     /// Groups that the node leads and this one votes in.
     fn targets(&self, node: NodeId) -> Vec<Target> {
         let cells = self.directory.all();
-        let targets = cells.into_iter().filter_map(|cell| {
-            let seen = cell.leadership();
-            let voters = voters_of(&cell).filter(|_| seen.leader == Some(node))?;
-            let votes = voters.iter().any(|(replica, _)| *replica == cell.replica);
-            votes.then_some(Target { cell, seen, voters })
-        });
-        targets.collect()
+        let mut targets: Vec<Target> = cells
+            .into_iter()
+            .filter_map(|cell| {
+                let seen = cell.leadership();
+                if seen.leader != Some(node) {
+                    return None;
+                }
+                let (voters, _) = cell.members();
+                let votes = voters.iter().any(|(replica, _)| *replica == cell.replica);
+                votes.then_some(Target { cell, seen, voters })
+            })
+            .collect();
+        // Those that somebody may be waiting for come first.
+        targets.sort_by_key(|target| !target.cell.pulse.is_awake());
+        targets
     }
 
     /// Asks the other voters' nodes. Those that do not answer in time say nothing.
@@ -185,6 +194,7 @@ impl Takeover {
         }
         let cell = &target.cell;
         let Some(running) = cell.running() else { return };
+        cell.wake();
         let vote = running.raft.server_metrics().borrow_watched().vote;
         let last = running.raft.data_metrics().borrow_watched().last_log;
         cell.shared.metrics.takeovers.inc();
@@ -251,16 +261,4 @@ impl Target {
 fn lot(group: RaftGroupId, replica: ReplicaId) -> u64 {
     let mixed = (group.get() ^ replica.get().rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9)
-}
-
-fn voters_of(cell: &Cell) -> Option<Members> {
-    let stored = cell.with_running(|running| {
-        running
-            .raft
-            .server_metrics()
-            .borrow_watched()
-            .membership_config
-            .clone()
-    })?;
-    Some(members(stored.membership()).0)
 }

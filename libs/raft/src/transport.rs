@@ -24,15 +24,18 @@ use ptah_segment_log::Identity;
 use ptah_service::{Ports, Tasks};
 use ptah_types::NodeId;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
+pub(crate) use beats::{Beat, BeatAnswer};
 pub(crate) use client::Factory;
-pub(crate) use outbox::Route;
+pub(crate) use outbox::{AppendHead, Route};
 
 use crate::detector::Detector;
 use crate::directory::Directory;
 use crate::metrics::Metrics;
+use crate::quiesce::agree;
 use crate::shield::{NoAnswer, to_the_end, unbroken};
+use crate::types::{RaftLogId, Vote, log_id};
 
 /// How long greeting a node may take.
 const GREETING_DEADLINE: Duration = Duration::from_secs(3);
@@ -149,6 +152,16 @@ impl Transport {
         let addresses = self.inner.addresses.borrow();
         let others = addresses.keys().filter(|node| **node != self.own_node());
         others.copied().collect()
+    }
+
+    /// Sends a heartbeat with the next message to the node; `None` while there is no connection.
+    pub(crate) fn beat(&self, node: NodeId, beat: Beat) -> Option<oneshot::Receiver<BeatAnswer>> {
+        self.peer(node).beats.submit(beat)
+    }
+
+    fn agree_to_rest(&self, route: Route, vote: &Vote, last: Option<&RaftLogId>) -> bool {
+        let cell = self.inner.directory.get(route.group);
+        cell.is_some_and(|cell| agree(&cell, route.from, vote, last.map(log_id)))
     }
 
     /// Sends signs of life to these nodes from now on.

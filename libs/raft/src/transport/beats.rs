@@ -18,9 +18,19 @@ const PRUNE_FROM: usize = 1024;
 pub(crate) struct Beat {
     pub(crate) route: Route,
     pub(crate) head: AppendHead,
+    /// The last one before the group rests.
+    pub(crate) quiesce: bool,
 }
 
-type Answer = oneshot::Sender<AppendOutcome>;
+/// Answer to one heartbeat.
+#[derive(Debug)]
+pub(crate) struct BeatAnswer {
+    pub(crate) outcome: AppendOutcome,
+    /// The receiver agreed to rest.
+    pub(crate) quiesced: bool,
+}
+
+type Answer = oneshot::Sender<BeatAnswer>;
 
 #[derive(Default)]
 struct State {
@@ -40,7 +50,7 @@ pub(crate) struct Beats {
 
 impl Beats {
     /// Queues a heartbeat; `None` while there is no connection. Bounded: a group has one beat under way.
-    pub(crate) fn submit(&self, beat: Beat) -> Option<oneshot::Receiver<AppendOutcome>> {
+    pub(crate) fn submit(&self, beat: Beat) -> Option<oneshot::Receiver<BeatAnswer>> {
         let (answer, answered) = oneshot::channel();
         {
             let mut state = self.state.lock();
@@ -86,7 +96,7 @@ impl Beats {
     }
 
     /// Gives the answers of one message to those that wait.
-    pub(crate) fn deliver(&self, number: u64, outcomes: Vec<AppendOutcome>) {
+    pub(crate) fn deliver(&self, number: u64, outcomes: Vec<BeatAnswer>) {
         let answers = self.state.lock().waiting.remove(&number);
         for (answer, outcome) in answers.into_iter().flatten().zip(outcomes) {
             // Who gave up does not hear it.

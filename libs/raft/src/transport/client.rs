@@ -125,15 +125,16 @@ impl Client {
                 previous: request.prev_log_id,
                 committed: request.leader_commit,
             },
+            quiesce: false,
         };
         let answered = peer
             .beats
             .submit(beat)
             .ok_or_else(|| unreachable("there is no connection to the node"))?;
-        let outcome = answered
+        let answer = answered
             .await
             .map_err(|_| unreachable("the connection to the node broke"))?;
-        Ok(Some(append_item(outcome)))
+        Ok(Some(append_item(answer.outcome)))
     }
 
     fn timeout(&self, action: RPCTypes, option: &RPCOption) -> RPCError<TypeConfig> {

@@ -13,6 +13,7 @@ use tonic::Status;
 use super::convert::{InvalidMessage, beat_result_to_pb, raft_id_from_pb, route_from_pb, vote_from_pb};
 use super::receive::append_outcome;
 use crate::transport::Transport;
+use crate::transport::beats::BeatAnswer;
 use crate::transport::outbox::AppendOutcome;
 
 /// Messages that are worked on at once per stream.
@@ -60,20 +61,23 @@ async fn beats_result(
     }
 }
 
-async fn beat_outcome(transport: &Transport, from: NodeId, beat: pb::Beat) -> AppendOutcome {
-    match tokio::time::timeout(
+async fn beat_outcome(transport: &Transport, from: NodeId, beat: pb::Beat) -> BeatAnswer {
+    let answered = match tokio::time::timeout(
         transport.inner.options.beat_patience,
         take_beat(transport, from, beat),
     )
     .await
     {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(why)) => AppendOutcome::Closed(why),
-        Err(_) => AppendOutcome::Closed("the replica is busy".to_owned()),
-    }
+        Ok(answered) => answered,
+        Err(_) => Err("the replica is busy".to_owned()),
+    };
+    answered.unwrap_or_else(|why| BeatAnswer {
+        outcome: AppendOutcome::Closed(why),
+        quiesced: false,
+    })
 }
 
-async fn take_beat(transport: &Transport, from: NodeId, beat: pb::Beat) -> Result<AppendOutcome, String> {
+async fn take_beat(transport: &Transport, from: NodeId, beat: pb::Beat) -> Result<BeatAnswer, String> {
     let invalid = |error: InvalidMessage| error.to_string();
     let route = route_from_pb(beat.address).map_err(invalid)?;
     let running = transport.inner.directory.running(route, from)?;
@@ -87,7 +91,7 @@ async fn take_beat(transport: &Transport, from: NodeId, beat: pb::Beat) -> Resul
         entries: Vec::new(),
         leader_commit: raft_id_from_pb(beat.committed),
     };
-    let previous = request.prev_log_id;
+    let (previous, vote) = (request.prev_log_id, request.vote);
     let raft = running.raft;
     let call = async move {
         let response = raft.append_entries(request).await;
@@ -109,5 +113,9 @@ async fn take_beat(transport: &Transport, from: NodeId, beat: pb::Beat) -> Resul
         },
         R::HigherVote(vote) => Err(openraft::raft::StreamAppendError::HigherVote(vote)),
     };
-    Ok(append_outcome(result))
+    let rests = beat.quiesce && result == Ok(previous);
+    Ok(BeatAnswer {
+        outcome: append_outcome(result),
+        quiesced: rests && transport.agree_to_rest(route, &vote, previous.as_ref()),
+    })
 }

@@ -8,7 +8,7 @@ use ptah_proto::raft::v1 as pb;
 use ptah_rpc::Channels;
 use ptah_segment_log::{Checkpoint, MissingRange};
 use ptah_types::limits::FRAGMENT_BYTES;
-use ptah_types::{LogId, NodeId, RaftGroupId, ReplicaId};
+use ptah_types::{LogId, NodeId, RaftGroupId, ReplicaId, Term};
 
 use super::convert::{id_from_pb, raft_id_from_pb, raft_id_to_pb, route_to_pb, vote_from_pb, vote_to_pb};
 use super::{TransportClient, client};
@@ -113,6 +113,26 @@ pub(crate) async fn survey(
             .map(end)
             .collect::<Result<_, CallError>>()?,
     })
+}
+
+/// Asks a node about idle groups that it led in these terms; answers those that it does not lead so.
+pub(crate) async fn check_quiet(
+    transport: &Transport,
+    node: NodeId,
+    groups: &[(RaftGroupId, Term)],
+) -> Result<Vec<RaftGroupId>, CallError> {
+    let mut line = transport.line(&transport.inner.lines.pings, node)?;
+    let group = |(group, term): &(RaftGroupId, Term)| pb::QuietGroup {
+        group_id: group.get(),
+        term: term.0,
+    };
+    let request = pb::CheckQuietRequest {
+        hello: Some(transport.hello(node)),
+        groups: groups.iter().map(group).collect(),
+    };
+    let response = line.check_quiet(request).await.map_err(failed)?.into_inner();
+    let ids = response.group_ids.into_iter();
+    ids.map(|id| RaftGroupId::new(id).map_err(failed)).collect()
 }
 
 /// Offers a snapshot and waits until the follower has copied and installed it, which may take minutes.

@@ -3,6 +3,7 @@
 use ptah_proto::{common::v1 as common, raft::v1 as pb};
 use ptah_types::{LogId, LogIndex, RaftGroupId, ReplicaId, Term};
 
+use crate::transport::beats::BeatAnswer;
 use crate::transport::outbox::{AppendHead, AppendOutcome, AppendPart, Route};
 use crate::types::{RaftLogId, Vote, log_id, raft_log_id};
 
@@ -136,9 +137,9 @@ pub(super) fn result_from_pb(result: pb::AppendResult) -> Result<(u64, AppendOut
     Ok((result.session, outcome))
 }
 
-pub(super) fn beat_result_to_pb(outcome: AppendOutcome) -> pb::BeatResult {
+pub(super) fn beat_result_to_pb(answer: BeatAnswer) -> pb::BeatResult {
     use pb::beat_result::Outcome;
-    let outcome = match outcome {
+    let outcome = match answer.outcome {
         AppendOutcome::Flushed(id) => Outcome::Flushed(pb::Flushed {
             log_id: id.map(id_to_pb),
         }),
@@ -148,16 +149,20 @@ pub(super) fn beat_result_to_pb(outcome: AppendOutcome) -> pb::BeatResult {
     };
     pb::BeatResult {
         outcome: Some(outcome),
-        quiesced: false,
+        quiesced: answer.quiesced,
     }
 }
 
-pub(super) fn beat_result_from_pb(result: pb::BeatResult) -> Result<AppendOutcome, InvalidMessage> {
+pub(super) fn beat_result_from_pb(result: pb::BeatResult) -> Result<BeatAnswer, InvalidMessage> {
     use pb::beat_result::Outcome;
-    Ok(match result.outcome.ok_or(InvalidMessage("result is missing"))? {
+    let outcome = match result.outcome.ok_or(InvalidMessage("result is missing"))? {
         Outcome::Flushed(flushed) => AppendOutcome::Flushed(flushed.log_id.map(id_from_pb)),
         Outcome::Conflict(id) => AppendOutcome::Conflict(id_from_pb(id)),
         Outcome::HigherVote(vote) => AppendOutcome::HigherVote(vote_from_pb(Some(vote))?),
         Outcome::Unreachable(why) => AppendOutcome::Closed(why),
+    };
+    Ok(BeatAnswer {
+        outcome,
+        quiesced: result.quiesced,
     })
 }

@@ -22,6 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::convert::{part_from_pb, result_to_pb};
+use crate::cell::Cell;
 use crate::directory::Directory;
 use crate::metrics::Metrics;
 use crate::record::Body;
@@ -60,6 +61,7 @@ enum End {
 
 struct Session {
     route: Route,
+    cell: Arc<Cell>,
     head: Option<AppendHead>,
     assembly: Assembly,
     requests: mpsc::Sender<AppendEntriesRequest<TypeConfig>>,
@@ -136,6 +138,10 @@ impl Receiver {
 
     fn open(&self, number: u64, route: Route) -> Result<(Session, Answers), String> {
         let raft = self.directory.raft(route, self.from)?;
+        let cell = self
+            .directory
+            .get(route.group)
+            .ok_or("the group is not on this node any more")?;
         let (requests, queue) = mpsc::channel(SESSION_QUEUE);
         let answers = raft.stream_append(ReceiverStream::new(queue));
         let runtime = Handle::current();
@@ -144,6 +150,7 @@ impl Receiver {
             .chain(futures_util::stream::once(std::future::ready((number, None))));
         let session = Session {
             route,
+            cell,
             head: None,
             assembly: Assembly::default(),
             requests,
@@ -170,7 +177,8 @@ impl Receiver {
         let (group, term) = (session.route.group, head.vote.leader_id.term);
         let entries = long_step(bytes.len(), || decode_entries(bytes, group, head.previous, term))
             .map_err(|error| self.refused(session.route, error))?;
-        self.find_room(session.route, &entries)?;
+        self.find_room(&session.cell, &entries)?;
+        session.cell.wake();
         let request = AppendEntriesRequest {
             vote: head.vote,
             prev_log_id: head.previous,
@@ -184,13 +192,10 @@ impl Receiver {
     }
 
     /// Whether the disk has room for entries. A replica that waits for room says so.
-    fn find_room(&self, route: Route, entries: &[Entry]) -> Result<(), End> {
+    fn find_room(&self, cell: &Cell, entries: &[Entry]) -> Result<(), End> {
         if entries.is_empty() {
             return Ok(());
         }
-        let Some(cell) = self.directory.get(route.group) else {
-            return Ok(());
-        };
         let has_room = cell.with_running(|running| has_room(&running.log, entries));
         if has_room.unwrap_or(true) {
             cell.waits_for(None);

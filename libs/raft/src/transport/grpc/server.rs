@@ -272,6 +272,26 @@ impl RaftTransportService for TransportServer {
         }))
     }
 
+    async fn check_quiet(
+        &self,
+        request: Request<pb::CheckQuietRequest>,
+    ) -> Result<Response<pb::CheckQuietResponse>, Status> {
+        let request = request.into_inner();
+        self.greet(request.hello)?;
+        let directory = &self.transport.inner.directory;
+        let leads = |group: &pb::QuietGroup| {
+            let id = RaftGroupId::new(group.group_id).ok();
+            id.and_then(|id| directory.get(id)).is_some_and(|cell| {
+                let now = cell.leadership();
+                now.leader_replica == Some(cell.replica) && now.term.0 == group.term
+            })
+        };
+        let others = request.groups.into_iter().filter(|group| !leads(group));
+        Ok(Response::new(pb::CheckQuietResponse {
+            group_ids: others.map(|group| group.group_id).collect(),
+        }))
+    }
+
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
         let request = request.into_inner();
         let (from, _) = self.greet(request.hello)?;

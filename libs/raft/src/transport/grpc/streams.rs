@@ -270,7 +270,7 @@ fn beat_to_pb(beat: &Beat) -> pb::Beat {
         vote: Some(vote_to_pb(&beat.head.vote)),
         previous: raft_id_to_pb(beat.head.previous.as_ref()),
         committed: raft_id_to_pb(beat.head.committed.as_ref()),
-        quiesce: false,
+        quiesce: beat.quiesce,
     }
 }
 
