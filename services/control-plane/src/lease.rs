@@ -94,6 +94,11 @@ impl Lease {
         })
     }
 
+    /// Whether another control plane decides.
+    pub(crate) fn follows(&self) -> bool {
+        matches!(&*self.standing.borrow(), Standing::Following { .. })
+    }
+
     /// Whether the lease is held, but not everything is known yet.
     pub(crate) fn needs_takeover(&self) -> bool {
         self.epoch().is_ok() && self.authority().is_err()

@@ -23,6 +23,10 @@ const SALT_BYTES: usize = 16;
 impl Decider {
     /// Prepares for deciding, if this control plane holds the lease and is not prepared.
     pub(super) async fn take_over(&mut self) {
+        if self.parts.lease.follows() {
+            // Nothing is expected of this one but to stand by.
+            self.parts.component.ready();
+        }
         if !self.parts.lease.needs_takeover() {
             return;
         }

@@ -237,6 +237,7 @@ impl Decider {
     /// Decides until the service stops.
     pub async fn run(mut self, stopping: Stopping) {
         let mut standing = self.parts.lease.watch();
+        standing.mark_changed();
         let mut compaction = tokio::time::interval(COMPACTION_INTERVAL);
         compaction.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut moving = tokio::time::interval(MOVE_INTERVAL);

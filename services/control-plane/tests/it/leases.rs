@@ -39,6 +39,10 @@ async fn the_one_that_does_not_hold_the_lease_says_who_does() {
         .unwrap_err();
     assert_eq!(refused.kind, ErrorKind::NotLeader);
     assert!(!world.planes[second].control.decides());
+    until("the second is ready to succeed", || {
+        world.planes[second].health.not_ready().is_empty()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
