@@ -11,7 +11,7 @@ use ptah_service::{BoxFuture, Component, Health, Metrics as Registry, Ports, Run
 use crate::config::Config;
 use crate::grpc::{MetadataHandlers, MetadataServiceServer};
 use crate::metrics::Metrics;
-use crate::store::{SqliteOptions, SqliteStore, Store};
+use crate::store::{self, PostgresOptions, PostgresStore, SqliteOptions, SqliteStore, Store};
 use crate::watch::{Pace, Watches};
 
 /// What the service needs from outside.
@@ -97,7 +97,16 @@ pub async fn start(config: Config, deps: Deps) -> anyhow::Result<Metadata> {
     })
 }
 
+/// Opens the database that the URL names.
 async fn open_store(config: &Config, ports: &Ports, tasks: &Tasks) -> anyhow::Result<Arc<dyn Store>> {
+    if store::is_postgres(&config.database_url) {
+        let options = PostgresOptions {
+            database_url: config.database_url.clone(),
+            max_connections: config.database_max_connections,
+            history_changes: config.history_changes,
+        };
+        return Ok(Arc::new(PostgresStore::open(&options, ports, tasks).await?));
+    }
     let options = SqliteOptions {
         database_url: config.database_url.clone(),
         history_changes: config.history_changes,

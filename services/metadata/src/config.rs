@@ -1,20 +1,26 @@
 //! Settings of the metadata service.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use ptah_service::config::{check_listen, check_range};
 use ptah_service::{ClusterConfig, ConfigError, LogConfig, MonitorConfig, Settings, ShutdownConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::store;
+
 /// All settings; every one has a default except the cluster's secret.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where control planes and gateways reach the store.
     pub grpc_listen: String,
     /// The database: `sqlite://path/to/file.db?mode=rwc` makes the file when it is not there. Files beside it with the
-    /// endings `-wal`, `-shm`, `.lock` and `.mark` belong to it.
+    /// endings `-wal`, `-shm`, `.lock` and `.mark` belong to it. `postgres://user:password@host:port/database` is one that
+    /// several instances may share.
     pub database_url: String,
+    /// Most connections of this process to PostgreSQL; SQLite does not need it. One listens for hints of other instances.
+    pub database_max_connections: u32,
     /// Changes to keep for watchers that were away; one that was away for longer lists everything again.
     pub history_changes: u32,
     /// Most watches at a time: every gateway and every control plane has one or two.
@@ -31,11 +37,29 @@ pub struct Config {
     pub monitor: MonitorConfig,
 }
 
+impl fmt::Debug for Config {
+    /// Everything but the URL, which may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("grpc_listen", &self.grpc_listen)
+            .field("database_max_connections", &self.database_max_connections)
+            .field("history_changes", &self.history_changes)
+            .field("max_watches", &self.max_watches)
+            .field("ports_file", &self.ports_file)
+            .field("cluster", &self.cluster)
+            .field("shutdown", &self.shutdown)
+            .field("log", &self.log)
+            .field("monitor", &self.monitor)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             grpc_listen: "127.0.0.1:6224".to_owned(),
             database_url: "sqlite://ptah-metadata.db?mode=rwc".to_owned(),
+            database_max_connections: 10,
             history_changes: 100_000,
             max_watches: 256,
             ports_file: None,
@@ -55,6 +79,7 @@ impl Settings for Config {
         self.cluster.validate()?;
         check_listen("grpc_listen", &self.grpc_listen)?;
         check_database_url(&self.database_url)?;
+        check_range("database_max_connections", self.database_max_connections, 2..=200)?;
         check_range("history_changes", self.history_changes, 1_000..=10_000_000)?;
         check_range("max_watches", self.max_watches, 1..=4_096)?;
         self.monitor.validate(&[("grpc_listen", &self.grpc_listen)])
@@ -90,11 +115,11 @@ fn check_database_url(url: &str) -> Result<(), ConfigError> {
         }
         return Ok(());
     }
-    let is_postgres = ["postgres://", "postgresql://"]
-        .iter()
-        .any(|scheme| url.starts_with(scheme));
-    if is_postgres && url.parse::<http::Uri>().is_ok_and(|url| url.host().is_some()) {
-        return Ok(());
+    if store::is_postgres(url) {
+        return match store::parse_postgres_url(url) {
+            Ok(_) => Ok(()),
+            Err(why) => unusable(&why),
+        };
     }
     unusable(
         "is no URL of a database; write sqlite://path/to/file.db?mode=rwc or postgres://user:password@host/database",

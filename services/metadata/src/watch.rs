@@ -159,6 +159,12 @@ impl Feed {
                 Ok(history) => history,
                 Err(error) => return Some(error.into()),
             };
+            if history.incarnation != self.from.incarnation {
+                return Some(WatchError::OtherIncarnation {
+                    known: self.from.incarnation,
+                    current: history.incarnation,
+                });
+            }
             for transaction in history.transactions {
                 let revision = transaction.revision;
                 if let Some(wanted) = self.wanted(transaction)

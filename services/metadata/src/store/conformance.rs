@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ptah_service::{ManualClock, Ports, SeededRandom};
+use ptah_service::{BoxFuture, Clock as _, ManualClock, Ports, SeededRandom};
 use ptah_types::Timestamp;
 
 use super::{
@@ -24,8 +24,12 @@ use super::{
 /// A store under test, and what must live as long as it.
 pub struct Subject {
     store: Arc<dyn Store>,
+    set_clock: Option<SetClock>,
     _keep: Box<dyn Any + Send>,
 }
+
+/// Sets a clock that is not the one of the ports.
+type SetClock = Box<dyn Fn(Timestamp) -> BoxFuture<'static, ()> + Send + Sync>;
 
 impl Subject {
     /// A store that needs nothing else.
@@ -37,8 +41,18 @@ impl Subject {
     pub fn with(store: Arc<dyn Store>, keep: impl Any + Send) -> Self {
         Self {
             store,
+            set_clock: None,
             _keep: Box::new(keep),
         }
+    }
+
+    /// The same for a store whose lease goes by a clock of its own.
+    pub fn timed_by(
+        mut self,
+        set_clock: impl Fn(Timestamp) -> BoxFuture<'static, ()> + Send + Sync + 'static,
+    ) -> Self {
+        self.set_clock = Some(Box::new(set_clock));
+        self
     }
 }
 
@@ -59,7 +73,9 @@ where
             ..Ports::seeded(1)
         };
         let subject = make(ports, history_changes).await;
-        Bench { subject, clock }
+        let bench = Bench { subject, clock };
+        bench.advance(Duration::ZERO).await;
+        bench
     };
     records::a_commit_is_readable_and_counts_revisions(&begin(10_000).await).await;
     records::a_failed_condition_changes_nothing(&begin(10_000).await).await;
@@ -87,6 +103,22 @@ struct Bench {
 impl Bench {
     fn store(&self) -> &dyn Store {
         self.subject.store.as_ref()
+    }
+
+    async fn advance(&self, by: Duration) {
+        self.clock.advance(by);
+        self.tell_clock().await;
+    }
+
+    async fn set_clock(&self, now: Timestamp) {
+        self.clock.set(now);
+        self.tell_clock().await;
+    }
+
+    async fn tell_clock(&self) {
+        if let Some(set_clock) = &self.subject.set_clock {
+            set_clock(self.clock.now()).await;
+        }
     }
 
     async fn acquire(&self, holder: &str) -> super::Lease {

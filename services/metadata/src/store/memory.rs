@@ -167,6 +167,7 @@ impl State {
         let StoreInfo {
             revision,
             compaction_floor: floor,
+            incarnation,
             ..
         } = self.info;
         if after < floor {
@@ -192,6 +193,7 @@ impl State {
                 return Ok(History {
                     transactions,
                     complete_to,
+                    incarnation,
                 });
             }
             size_bytes += transaction.changes.iter().map(Stored::size_bytes).sum::<usize>();
@@ -200,6 +202,7 @@ impl State {
         Ok(History {
             transactions,
             complete_to: revision,
+            incarnation,
         })
     }
 

@@ -1,9 +1,11 @@
 //! The port to the database: records with revisions, all-or-nothing commits, history for watches, one lease.
 //!
-//! The store does not interpret values: it keeps the bytes that it is given. Implementations: [`SqliteStore`], and
-//! `MemoryStore` for tests and simulation. All of them pass the suite in `conformance`.
+//! The store does not interpret values: it keeps the bytes that it is given. Implementations: [`SqliteStore`],
+//! [`PostgresStore`], and `MemoryStore` for tests and simulation. All of them pass the suite in `conformance`.
 
 mod error;
+mod postgres;
+mod sql;
 mod sqlite;
 
 #[cfg(any(test, feature = "testkit"))]
@@ -22,6 +24,8 @@ use tokio::sync::watch;
 pub use error::StoreError;
 #[cfg(any(test, feature = "testkit"))]
 pub use memory::MemoryStore;
+pub(crate) use postgres::url::{is_postgres, parse as parse_postgres_url};
+pub use postgres::{PostgresError, PostgresOptions, PostgresStore};
 pub use sqlite::{OpenError, SqliteOptions, SqliteStore};
 
 /// Most changes of one commit.
@@ -172,6 +176,8 @@ pub struct History {
     pub transactions: Vec<Transaction>,
     /// Everything up to this revision is in `transactions`.
     pub complete_to: u64,
+    /// The store's incarnation; positions of another one mean nothing here.
+    pub incarnation: u64,
 }
 
 /// A wish for the lease.
@@ -242,8 +248,11 @@ impl Key {
             );
             return Err(StoreError::TooLarge(what));
         }
-        if self.key.chars().any(|c| c.is_control() || c == KEY_END) {
-            return Err(StoreError::invalid("a key has a control character".to_owned()));
+        let odd = |c: char| c.is_control() || c == KEY_END;
+        if self.key.chars().any(odd) || self.tenant.chars().any(odd) {
+            return Err(StoreError::invalid(
+                "a key or tenant has a control character".to_owned(),
+            ));
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ pub(super) async fn the_lease_fences_every_write(bench: &Bench) {
         (other.acquired, other.holder.as_str(), other.epoch),
         (false, "one", first.epoch)
     );
-    bench.clock.advance(Duration::from_secs(11));
+    bench.advance(Duration::from_secs(11)).await;
     bench.store().commit(write(first.epoch)).await.unwrap();
     let second = bench.acquire("two").await;
     assert!(second.acquired && second.epoch > first.epoch);
@@ -48,16 +48,16 @@ pub(super) async fn the_lease_fences_every_write(bench: &Bench) {
 pub(super) async fn the_lease_ends_by_the_clock(bench: &Bench) {
     let first = bench.acquire("one").await;
     assert_eq!(first.remaining, Duration::from_secs(10));
-    bench.clock.advance(Duration::from_secs(6));
+    bench.advance(Duration::from_secs(6)).await;
     assert_eq!(bench.acquire("two").await.remaining, Duration::from_secs(4));
     let renewed = bench.acquire("one").await;
     assert_eq!(
         (renewed.epoch, renewed.remaining),
         (first.epoch, Duration::from_secs(10))
     );
-    bench.clock.advance(Duration::from_secs(9));
+    bench.advance(Duration::from_secs(9)).await;
     assert!(!bench.acquire("two").await.acquired, "renewed");
-    bench.clock.advance(Duration::from_secs(1));
+    bench.advance(Duration::from_secs(1)).await;
     assert!(bench.acquire("two").await.acquired);
     for bad in [Duration::ZERO, Duration::from_secs(61)] {
         let request = LeaseRequest {
@@ -74,8 +74,8 @@ pub(super) async fn the_lease_ends_by_the_clock(bench: &Bench) {
 
 pub(super) async fn a_clock_that_jumps_back_does_not_keep_a_lease_for_ever(bench: &Bench) {
     bench.acquire("dead").await;
-    bench.clock.set(Timestamp::from_millis(1));
+    bench.set_clock(Timestamp::from_millis(1)).await;
     assert!(bench.acquire("two").await.remaining <= Duration::from_secs(60));
-    bench.clock.advance(Duration::from_secs(60));
+    bench.advance(Duration::from_secs(60)).await;
     assert!(bench.acquire("two").await.acquired);
 }

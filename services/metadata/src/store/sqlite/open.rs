@@ -15,10 +15,11 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool};
 use tracing::{info, warn};
 
+use super::super::sql::{UNKNOWN_JUMP, new_incarnation, to_sql};
 use super::super::{LeaseRow, StoreError, StoreInfo};
 use super::SqliteOptions;
 use super::mark::{self, Found, Mark, MarkFile, Numbers};
-use super::rows::{self, failed, to_sql};
+use super::rows::{self, failed};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -26,8 +27,6 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 const READERS: u32 = 4;
 /// How long SQLite waits for its own locks; only a backup tool ever holds them.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Numbers to skip when it is not known how many were given out after the backup.
-const UNKNOWN_JUMP: u64 = 1 << 20;
 
 /// The database cannot be used. No record in it was changed.
 #[derive(Debug, thiserror::Error)]
@@ -170,7 +169,7 @@ fn parse_url(url: &str) -> Result<SqliteConnectOptions, OpenError> {
         why: why.to_owned(),
     };
     if !url.starts_with("sqlite:") {
-        return Err(unusable("only sqlite is supported"));
+        return Err(unusable("not a database that this build knows"));
     }
     if url.contains(":memory:") || url.contains("mode=memory") {
         return Err(unusable("metadata must survive a restart, memory does not"));
@@ -416,11 +415,6 @@ async fn create(connection: &mut SqliteConnection, random: &dyn Random) -> Resul
         .await
         .map_err(failed("write the lease"))?;
     Ok(info)
-}
-
-/// A random number that is not 0 and fits a signed column.
-fn new_incarnation(random: &dyn Random) -> u64 {
-    (random.next_u64() >> 1).max(1)
 }
 
 fn io_error(path: &Path, source: io::Error) -> OpenError {

@@ -3,11 +3,12 @@
 use futures_util::TryStreamExt;
 use sqlx::SqlitePool;
 
+use super::super::sql::{self, to_sql};
 use super::super::{
     History, KEY_END, Key, MAX_CHANGES_BYTES, MAX_PAGE_BYTES, Page, Query, StoreError, StoreInfo, Stored,
     Transaction,
 };
-use super::rows::{self, failed, to_sql};
+use super::rows::{self, failed};
 
 pub(super) async fn info(pool: &SqlitePool) -> Result<StoreInfo, StoreError> {
     let mut connection = pool.acquire().await.map_err(failed("reach the database"))?;
@@ -19,14 +20,14 @@ pub(super) async fn get(pool: &SqlitePool, key: &Key) -> Result<(Option<Stored>,
                   WHERE kind = $1 AND tenant = $2 AND record_key = $3 AND deleted = FALSE";
     let mut read = pool.begin().await.map_err(failed("reach the database"))?;
     let info = rows::info(&mut read).await?;
-    let row = sqlx::query(select)
+    let row = sqlx::query_as(select)
         .bind(i64::from(key.kind))
         .bind(&key.tenant)
         .bind(&key.key)
         .fetch_optional(&mut *read)
         .await
         .map_err(failed("read a record"))?;
-    Ok((row.as_ref().map(rows::stored).transpose()?, info.revision))
+    Ok((row.map(sql::stored).transpose()?, info.revision))
 }
 
 pub(super) async fn list(pool: &SqlitePool, query: &Query) -> Result<Page, StoreError> {
@@ -42,7 +43,7 @@ pub(super) async fn list(pool: &SqlitePool, query: &Query) -> Result<Page, Store
     let mut records = Vec::new();
     let mut more = false;
     {
-        let mut found = sqlx::query(select)
+        let mut found = sqlx::query_as(select)
             .bind(i64::from(query.kind))
             .bind(query.tombstones)
             .bind(after_tenant)
@@ -54,7 +55,7 @@ pub(super) async fn list(pool: &SqlitePool, query: &Query) -> Result<Page, Store
             .fetch(&mut *read);
         let mut size_bytes = 0;
         while let Some(row) = found.try_next().await.map_err(&action)? {
-            let record = rows::stored(&row)?;
+            let record = sql::stored(row)?;
             size_bytes += record.size_bytes();
             if records.len() == query.limit || (size_bytes > MAX_PAGE_BYTES && !records.is_empty()) {
                 more = true;
@@ -77,49 +78,25 @@ pub(super) async fn changes(pool: &SqlitePool, after: u64) -> Result<History, St
     let action = failed("read history");
     let mut read = pool.begin().await.map_err(failed("reach the database"))?;
     let info = rows::info(&mut read).await?;
-    check_reach(after, &info)?;
+    sql::check_reach(after, &info)?;
     let mut transactions: Vec<Transaction> = Vec::new();
     let mut size_bytes = 0;
-    let mut rows = sqlx::query(select).bind(to_sql(after)?).fetch(&mut *read);
+    let mut rows = sqlx::query_as(select).bind(to_sql(after)?).fetch(&mut *read);
     while let Some(row) = rows.try_next().await.map_err(&action)? {
-        let record = rows::stored(&row)?;
-        let record_bytes = record.size_bytes();
-        match transactions.last_mut() {
-            Some(last) if last.revision == record.revision => last.changes.push(record),
-            // Stop between revisions only: a transaction is told whole.
-            Some(last) if size_bytes > MAX_CHANGES_BYTES => {
-                let complete_to = last.revision;
-                return Ok(History {
-                    transactions,
-                    complete_to,
-                });
-            }
-            _ => transactions.push(Transaction {
-                revision: record.revision,
-                changes: vec![record],
-            }),
+        let record = sql::stored(row)?;
+        // Stop between revisions only: a transaction is told whole.
+        if size_bytes > MAX_CHANGES_BYTES
+            && let Some(last) = transactions.last()
+            && last.revision != record.revision
+        {
+            return Ok(History {
+                complete_to: last.revision,
+                incarnation: info.incarnation,
+                transactions,
+            });
         }
-        size_bytes += record_bytes;
+        size_bytes += record.size_bytes();
+        sql::add_change(&mut transactions, record);
     }
-    Ok(History {
-        transactions,
-        complete_to: info.revision,
-    })
-}
-
-/// Refuses positions that history does not reach.
-fn check_reach(after: u64, info: &StoreInfo) -> Result<(), StoreError> {
-    if after < info.compaction_floor {
-        return Err(StoreError::Compacted {
-            after,
-            floor: info.compaction_floor,
-        });
-    }
-    if after > info.revision {
-        return Err(StoreError::Ahead {
-            after,
-            newest: info.revision,
-        });
-    }
-    Ok(())
+    Ok(sql::history(&info, transactions))
 }

@@ -1,10 +1,10 @@
-//! Between rows and values: numbers are 64-bit and signed in SQL, unsigned outside.
+//! Identity and lease as rows, and what an error of SQLite means.
 
-use bytes::Bytes;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
-use super::super::{Key, LeaseRow, StoreError, StoreInfo, Stored};
+use super::super::sql::{from_sql, to_sql};
+use super::super::{LeaseRow, StoreError, StoreInfo};
 
 /// Turns a database error that left nothing behind into the store's.
 pub(super) fn failed(action: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
@@ -31,38 +31,10 @@ fn is_damage(error: &sqlx::Error) -> bool {
     }
 }
 
-/// To SQL. Revisions and ids never come near the limit; one that does is refused.
-pub(super) fn to_sql(number: u64) -> Result<i64, StoreError> {
-    i64::try_from(number).map_err(|_| StoreError::invalid(format!("number {number} is too large")))
-}
-
-/// From SQL.
-pub(super) fn from_sql(column: &str, number: i64) -> Result<u64, StoreError> {
-    u64::try_from(number).map_err(|_| StoreError::Damaged(format!("column {column} holds {number}")))
-}
-
 /// One column as an unsigned number.
 fn number(row: &SqliteRow, column: &str) -> Result<u64, StoreError> {
     let value: i64 = row.try_get(column).map_err(failed("read a column"))?;
     from_sql(column, value)
-}
-
-/// The columns of `record` and `change` that make a record.
-pub(super) fn stored(row: &SqliteRow) -> Result<Stored, StoreError> {
-    let get = failed("read a record");
-    let kind = number(row, "kind")?;
-    Ok(Stored {
-        key: Key {
-            kind: u32::try_from(kind)
-                .map_err(|_| StoreError::Damaged(format!("column kind holds {kind}")))?,
-            tenant: row.try_get("tenant").map_err(&get)?,
-            key: row.try_get("record_key").map_err(&get)?,
-        },
-        revision: number(row, "revision")?,
-        created_revision: number(row, "created_revision")?,
-        deleted: row.try_get("deleted").map_err(&get)?,
-        value: Bytes::from(row.try_get::<Vec<u8>, _>("value").map_err(&get)?),
-    })
 }
 
 /// The one row of `store`; none in a new database.

@@ -12,11 +12,12 @@ use sqlx::{Connection as _, Sqlite, SqliteConnection, SqlitePool, Transaction};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
+use super::super::sql::{from_sql, to_sql};
 use super::super::{Commit, Key, Lease, LeaseRequest, Precondition, StoreError, Write};
 use super::SqliteOptions;
 use super::keeper::MarkKeeper;
 use super::mark::{Mark, MarkFile, Numbers};
-use super::rows::{self, failed, from_sql, to_sql};
+use super::rows::{self, failed};
 
 type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
