@@ -145,6 +145,11 @@ impl ReplicasConfig {
     }
 
     fn validate(&self, node_alive_window_ms: u32) -> Result<(), ConfigError> {
+        check_range(
+            "replicas.replace_after_ms",
+            self.replace_after_ms,
+            0..=604_800_000,
+        )?;
         if self.replace_after_ms != 0 && self.replace_after_ms < node_alive_window_ms {
             let why = format!(
                 "is {}; use 0 for never, or at least `node_alive_window_ms`, which is {node_alive_window_ms}: a node that \
