@@ -17,15 +17,23 @@ pub(crate) fn secret() -> Secret {
 /// A directory with a database, and the service on it when it runs.
 pub(crate) struct Service {
     folder: tempfile::TempDir,
+    // Instead of the one in the folder.
+    database_url: Option<String>,
     address: String,
     running: Option<(Metadata, Tasks)>,
 }
 
 impl Service {
     pub(crate) async fn start() -> Self {
+        Self::start_on(None).await
+    }
+
+    /// Starts on the database of a URL.
+    pub(crate) async fn start_on(database_url: Option<String>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut service = Self {
             folder,
+            database_url,
             address: "127.0.0.1:0".to_owned(),
             running: None,
         };
@@ -35,9 +43,10 @@ impl Service {
 
     /// Starts where it was before: on the same database and address.
     pub(crate) async fn start_again(&mut self) {
+        let file = format!("sqlite://{}?mode=rwc", self.database().display());
         let config = Config {
             grpc_listen: self.address.clone(),
-            database_url: format!("sqlite://{}?mode=rwc", self.database().display()),
+            database_url: self.database_url.clone().unwrap_or(file),
             cluster: ClusterConfig { secret: secret() },
             ..Config::default()
         };

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod harness;
+mod postgres;
 mod records;
 mod restarts;
 mod watches;
