@@ -30,6 +30,18 @@ impl Produced {
     }
 }
 
+impl Produced {
+    /// What was acknowledged, by partition.
+    pub fn by_partition(&self) -> BTreeMap<u32, Vec<(u64, Bytes)>> {
+        let mut partitions: BTreeMap<u32, Vec<(u64, Bytes)>> = BTreeMap::new();
+        for ((partition, sequence), payload) in &self.stored {
+            let messages = partitions.entry(*partition).or_default();
+            messages.push((*sequence, payload.clone()));
+        }
+        partitions
+    }
+}
+
 /// Compares what was acknowledged with everything that is stored.
 ///
 /// Every acknowledged message is at its place, byte for byte; sequences are dense from `first`; whatever else is there

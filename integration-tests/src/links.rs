@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -132,22 +132,56 @@ async fn listen(
     targets: watch::Receiver<Option<String>>,
     rules: watch::Receiver<Rules>,
 ) {
-    let mut connections = JoinSet::new();
-    while let Ok((stream, peer)) = listener.accept().await {
-        let Ok(here) = stream.local_addr() else { continue };
-        let link = Link {
-            to: to.clone(),
-            peer,
-            here,
-            targets: targets.clone(),
-            rules: rules.clone(),
+    let Ok(here) = listener.local_addr() else { return };
+    let mut connections: JoinSet<anyhow::Result<Ended>> = JoinSet::new();
+    let mut listener = Some(listener);
+    loop {
+        let Some(open) = &listener else {
+            // The process is gone: whoever dials is refused, as without a proxy, until it is there again.
+            until_reached(&targets).await;
+            listener = TcpListener::bind(here).await.ok();
+            continue;
         };
-        connections.spawn(async move {
-            // Whatever ends a connection, its ends see it end.
-            let _ = link.run(stream).await;
-        });
-        while connections.try_join_next().is_some() {}
+        tokio::select! {
+            accepted = open.accept() => if let Ok((stream, peer)) = accepted {
+                let link = Link {
+                    to: to.clone(),
+                    peer,
+                    here,
+                    targets: targets.clone(),
+                    rules: rules.clone(),
+                };
+                connections.spawn(link.run(stream));
+            },
+            Some(ended) = connections.join_next() => {
+                // Whatever ends a connection, its ends see it end.
+                if matches!(ended, Ok(Ok(Ended::Refused))) {
+                    listener = None;
+                }
+            }
+        }
     }
+}
+
+/// Waits until the door's process takes connections.
+async fn until_reached(targets: &watch::Receiver<Option<String>>) {
+    loop {
+        sleep(Duration::from_millis(5)).await;
+        let target = targets.borrow().clone();
+        if let Some(target) = target
+            && TcpStream::connect(&target).await.is_ok()
+        {
+            return;
+        }
+    }
+}
+
+/// How a connection ended.
+enum Ended {
+    /// By one of its ends, or a fault.
+    Over,
+    /// There is no process behind the door.
+    Refused,
 }
 
 struct Link {
@@ -159,7 +193,7 @@ struct Link {
 }
 
 impl Link {
-    async fn run(mut self, stream: TcpStream) -> anyhow::Result<()> {
+    async fn run(mut self, stream: TcpStream) -> anyhow::Result<Ended> {
         let (peer, here) = (self.peer, self.here);
         let from = tokio::task::spawn_blocking(move || dialer(peer, here)).await?;
         let pair = (from, self.to.clone());
@@ -168,17 +202,19 @@ impl Link {
             rules: self.rules.clone(),
         };
         if rule.now() == Some(Fault::Reset) {
-            return Ok(());
+            return Ok(Ended::Over);
         }
         let target = timeout(TARGET_PATIENCE, self.target()).await?;
-        let onward = TcpStream::connect(&target).await?;
+        let Ok(onward) = TcpStream::connect(&target).await else {
+            return Ok(Ended::Refused);
+        };
         stream.set_nodelay(true)?;
         onward.set_nodelay(true)?;
         let (from_dialer, to_dialer) = stream.into_split();
         let (from_target, to_target) = onward.into_split();
         let mut ended = rule.clone();
         tokio::select! {
-            () = ended.until(|fault| fault == Some(Fault::Reset)) => {}
+            () = ended.until(|fault| fault == Some(Fault::Reset)) => return Ok(Ended::Over),
             _ = async {
                 tokio::join!(
                     pass(from_dialer, to_target, rule.clone(), true),
@@ -186,7 +222,9 @@ impl Link {
                 )
             } => {}
         }
-        Ok(())
+        // Perhaps because the process died.
+        let reached = TcpStream::connect(&target).await.is_ok();
+        Ok(if reached { Ended::Over } else { Ended::Refused })
     }
 }
 
@@ -312,14 +350,24 @@ fn owner_of(inode: u64) -> Option<String> {
 }
 
 fn name_of(process: &Path) -> Option<String> {
-    let pid = process.file_name()?.to_str()?;
-    pid.parse::<u32>().ok()?;
+    let pid: u32 = process.file_name()?.to_str()?.parse().ok()?;
+    if let Some(known) = KNOWN.lock().ok()?.get(&pid) {
+        return Some(known.clone());
+    }
     let environment = std::fs::read(process.join("environ")).ok()?;
     let prefix = format!("{NAME_VARIABLE}=");
     let variables = environment.split(|byte| *byte == 0);
     let mut texts = variables.filter_map(|variable| std::str::from_utf8(variable).ok());
-    texts.find_map(|variable| Some(variable.strip_prefix(prefix.as_str())?.to_owned()))
+    let name = texts.find_map(|variable| Some(variable.strip_prefix(prefix.as_str())?.to_owned()));
+    // A process that is just being made still has its parent's environment.
+    if let Some(name) = &name {
+        KNOWN.lock().ok()?.insert(pid, name.clone());
+    }
+    name
 }
+
+/// Names by process id; the system does not use an id again within a test.
+static KNOWN: Mutex<BTreeMap<u32, String>> = Mutex::new(BTreeMap::new());
 
 #[cfg(test)]
 mod tests {
