@@ -238,7 +238,8 @@ pub(super) fn settings(view: &View) -> Step<()> {
                 &mut change,
                 counter,
                 at.revision,
-                at.value.saturating_add(ID_JUMP),
+                // The same backup may be put back twice; the revision from which an incarnation goes on is never the same.
+                at.value.saturating_add(ID_JUMP).max(view.revision()),
             );
         }
     }

@@ -691,4 +691,13 @@ fn an_older_copy_of_metadata_skips_ids_that_may_be_in_use() {
         assert!(restored.counter(counter).value > 1_000_000);
     }
     assert!(matches!(bootstrap::settings(&restored), Step::Done(())), "once");
+
+    // The same copy once more, when the history in between was lost as well.
+    let mut again = View::new(fresh.cluster(), fresh.incarnation() + 2, 1 << 50);
+    let settings = RecordValue::Cluster(fresh.settings().unwrap());
+    again.apply(record(5, RecordKey::cluster(), settings));
+    let again = after(again.clone(), &change(Ok(bootstrap::settings(&again))));
+    for counter in Counter::ALL {
+        assert!(again.counter(counter).value > restored.counter(counter).value);
+    }
 }
