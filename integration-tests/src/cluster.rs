@@ -11,7 +11,8 @@ use crate::links::{CLIENT, Links};
 use crate::process::Process;
 use crate::{SOON, until};
 
-const SECRET: &str = "integration-tests-secret-0123456789";
+/// The secret of every cluster.
+pub const SECRET: &str = "integration-tests-secret-0123456789";
 
 /// What a cluster consists of.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub struct Layout {
     pub storage_config: String,
     /// Further lines for the configuration of control planes, in front of its tables.
     pub control_config: String,
+    /// Further lines for the configuration of gateways.
+    pub gateway_config: String,
 }
 
 impl Default for Layout {
@@ -45,6 +48,7 @@ impl Default for Layout {
             proxied: false,
             storage_config: String::new(),
             control_config: String::new(),
+            gateway_config: String::new(),
         }
     }
 }
@@ -361,10 +365,11 @@ impl Cluster {
             Service::Gateway => {
                 let snapshot = self.path().join(service.name(index)).join("catalog");
                 format!(
-                    "{listen}name = \"{}\"\ncatalog_file = {snapshot:?}\n{}{}",
+                    "{listen}name = \"{}\"\ncatalog_file = {snapshot:?}\n{}{}{}",
                     service.name(index),
                     metadata()?,
-                    controls()?
+                    controls()?,
+                    self.layout.gateway_config
                 )
             }
         })

@@ -156,6 +156,13 @@ impl Process {
         Ok(())
     }
 
+    /// Waits for its end; its exit code, which a process that was killed has not.
+    pub async fn end(&mut self, limit: Duration) -> anyhow::Result<Option<i32>> {
+        let ended = tokio::time::timeout(limit, self.child.wait()).await;
+        let late = || format!("{} did not end within {limit:?}:\n{}", self.name, self.log_tail());
+        Ok(ended.with_context(late)??.code())
+    }
+
     /// Waits until its readiness endpoint says yes.
     pub async fn ready(&self) -> anyhow::Result<()> {
         let monitor = self.address("monitor")?.to_owned();

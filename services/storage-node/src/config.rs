@@ -10,6 +10,8 @@ use ptah_types::limits::MAX_BATCH_BYTES;
 use ptah_types::{NodeId, NodeName};
 use serde::{Deserialize, Serialize};
 
+/// Greatest number of a node.
+const MOST_NODE_ID: u64 = i64::MAX as u64;
 /// Most that a setting in bytes may be: 1 TiB.
 const MOST_BYTES: u64 = 1 << 40;
 
@@ -215,6 +217,8 @@ impl Config {
 impl Settings for Config {
     fn validate(&self) -> Result<(), ConfigError> {
         self.node()?;
+        // What a TOML file can say, so that file and environment take the same.
+        check_range("node_id", self.node_id, 1..=MOST_NODE_ID)?;
         self.node_name()?;
         self.cluster.validate()?;
         self.validate_sizes()?;

@@ -110,7 +110,9 @@ impl Keys {
 
     /// The value of `key` that `text` stands for. Keys that nobody knows are found out later.
     pub(super) fn read(&self, key: &str, text: &str) -> Result<Value, String> {
-        let kind = self.kinds.get(key).copied().unwrap_or(Kind::Open);
+        let Some(kind) = self.kinds.get(key).copied() else {
+            return self.read_unknown(key, text);
+        };
         let read = match kind {
             Kind::Number => match (text.parse::<i64>(), text.parse::<u64>()) {
                 (Ok(number), _) => Some(Value::new(None, number)),
@@ -121,6 +123,26 @@ impl Keys {
             Kind::Text | Kind::List | Kind::Open => Some(Value::new(None, text)),
         };
         read.ok_or_else(|| format!("{text:?} given, {} expected", kind.expected()))
+    }
+
+    /// A section instead of a key, or a key below another one, would get in the way of what is known; which of them wins
+    /// would be chance.
+    fn read_unknown(&self, key: &str, text: &str) -> Result<Value, String> {
+        let is_below = |outer: &str, inner: &str| {
+            let rest = inner.strip_prefix(outer);
+            rest.is_some_and(|rest| rest.starts_with('.'))
+        };
+        for (known, kind) in &self.kinds {
+            if is_below(key, known) {
+                return Err(format!(
+                    "`{key}` is a section; name a key in it, such as `{known}`"
+                ));
+            }
+            if is_below(known, key) && *kind != Kind::Open {
+                return Err(format!("unknown key; `{known}` is no section"));
+            }
+        }
+        Ok(Value::new(None, text))
     }
 
     /// Refuses values of other types than their keys want.

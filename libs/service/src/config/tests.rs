@@ -364,7 +364,13 @@ fn values_are_never_converted() {
         ("PTAH_PARTITIONS", ""),
         ("PTAH_DURABLE", "1"),
         ("PTAH_CLUSTER", "x"),
+        ("PTAH_PARTITIONS__X", "x"),
+        ("PTAH_CLUSTER__SECRET__X", "x"),
     ] {
+        // Beside a variable that fits, in any order of the two.
+        let beside = [("PTAH_CLUSTER__SECRET", "a secret of sixteen"), (name, value)];
+        let told = refusal("", &beside);
+        assert!(told.contains(&format!("`{name}`")), "{told}");
         let told = refusal("", &[(name, value)]);
         assert!(told.contains(&format!("`{name}`")), "{told}");
     }
