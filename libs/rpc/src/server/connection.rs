@@ -91,6 +91,7 @@ impl Acceptor {
             .max_frame_size(options.max_frame_bytes)
             .max_send_buf_size(options.max_send_buffer_bytes)
             .max_header_list_size(options.max_header_bytes)
+            .max_pending_accept_reset_streams(options.max_pending_resets)
             .keep_alive_interval(options.keep_alive_interval)
             .keep_alive_timeout(options.keep_alive_timeout);
         let front = Arc::clone(&self.front);

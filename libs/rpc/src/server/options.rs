@@ -26,6 +26,10 @@ pub struct ServerOptions {
     pub max_send_buffer_bytes: usize,
     /// Largest header list of a call, in bytes; larger ones are refused.
     pub max_header_bytes: u32,
+    /// Calls that a client took back before they were looked at, until its connection counts as an attack and is closed.
+    /// Among processes of the cluster many deadlines end together when a node is busy, and closing the connection would
+    /// end everything else on it as well.
+    pub max_pending_resets: usize,
     /// A connection without traffic is probed this often.
     pub keep_alive_interval: Duration,
     /// A probe without answer for this long ends the connection.
@@ -65,6 +69,7 @@ impl ServerOptions {
             max_frame_bytes: 256 << 10,
             max_send_buffer_bytes: 1 << 20,
             max_header_bytes: 16 << 10,
+            max_pending_resets: 4_096,
             keep_alive_interval: Duration::from_secs(5),
             keep_alive_timeout: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(10),
@@ -80,6 +85,7 @@ impl ServerOptions {
         Self {
             max_connections: 16_384,
             max_concurrent_streams: 256,
+            max_pending_resets: 20,
             stream_window_bytes: 256 << 10,
             connection_window_bytes: 4 << 20,
             max_frame_bytes: (64 << 10) - FRAME_HEADER_BYTES,
