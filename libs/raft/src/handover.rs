@@ -3,12 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 
 use crate::cell::{Cell, ReplicaState, Shared};
 use crate::shield::unbroken;
 use crate::types::Raft;
 
+/// Leaderships that move at the same time: a group takes nothing while its leadership moves, so that all at once would
+/// let each wait for all.
+const HANDOVERS_AT_A_TIME: usize = 8;
+/// How long one of them is tried.
+const ONE_HANDOVER: Duration = Duration::from_millis(500);
 /// How long a replica may take to stop.
 const REPLICA_STOP: Duration = Duration::from_secs(15);
 
@@ -36,7 +42,13 @@ pub(crate) async fn wait_stopped(cell: &Cell) {
 
 /// Moves every leadership to the voter that has most of the log, and waits until it is taken.
 pub(crate) async fn hand_over(cells: &[Arc<Cell>]) {
-    futures_util::future::join_all(cells.iter().map(|cell| hand_over_one(cell))).await;
+    let moves = futures_util::stream::iter(cells);
+    moves
+        .for_each_concurrent(HANDOVERS_AT_A_TIME, |cell: &Arc<Cell>| async move {
+            // One that finds no successor must not take the others' time.
+            let _ = tokio::time::timeout(ONE_HANDOVER, hand_over_one(cell)).await;
+        })
+        .await;
 }
 
 async fn hand_over_one(cell: &Arc<Cell>) {

@@ -347,6 +347,13 @@ impl RaftHost {
         }
     }
 
+    /// Hands leaderships over, a few at a time, while everything is served on. What finds no successor within `limit`
+    /// stays here.
+    pub async fn hand_over(&self, limit: Duration) {
+        let cells = self.inner.directory.all();
+        let _ = tokio::time::timeout(limit, hand_over(&cells)).await;
+    }
+
     /// Hands leaderships over, stops all replicas, flushes and closes the store.
     pub async fn stop(&self, deadline: Duration) -> Result<(), StopError> {
         let inner = &self.inner;

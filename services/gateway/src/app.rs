@@ -285,15 +285,17 @@ impl Gateway {
         self.streams.begin_stop();
         // Messages that were accepted get half of the time; the rest is for telling their producers.
         let serving = self.server.stop(limit);
-        let draining = async {
-            self.appends.drain(limit / 2).await;
-        };
-        let (served, ()) = tokio::join!(serving, draining);
+        let (served, unfinished) = tokio::join!(serving, self.appends.drain(limit / 2));
         self.tasks
             .stop(left().max(Duration::from_millis(500)))
             .await
             .context("stop tasks")?;
-        served.context("stop the server")
+        served.context("stop the server")?;
+        anyhow::ensure!(
+            unfinished == 0,
+            "messages for {unfinished} partitions found no end in time; their producers were told"
+        );
+        Ok(())
     }
 }
 

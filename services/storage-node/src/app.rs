@@ -344,8 +344,11 @@ impl Running {
     pub async fn stop(self, deadline: Duration) -> anyhow::Result<()> {
         self.health.set_stopping();
         let end = tokio::time::Instant::now() + deadline;
+        // Streams stay open meanwhile: gateways are told who leads next, and what is still led here is served.
+        self.node.host.hand_over(deadline / 2).await;
         self.tasks.begin_stop();
-        let host = self.node.host.stop(deadline).await;
+        let left = end.saturating_duration_since(tokio::time::Instant::now());
+        let host = self.node.host.stop(left).await;
         self.node.end_all();
         let left = end.saturating_duration_since(tokio::time::Instant::now());
         let server = self.server.stop(left.max(Duration::from_millis(200))).await;

@@ -234,8 +234,8 @@ impl Appends {
     }
 
     /// Waits until nothing waits or is under way, then ends everything. What is left at the end of the time is answered
-    /// with an error.
-    pub async fn drain(&self, limit: Duration) {
+    /// with an error; how many partitions that concerns is told.
+    pub async fn drain(&self, limit: Duration) -> usize {
         let idle = async {
             while !self.appenders.lock().values().all(|appender| appender.is_idle()) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -243,8 +243,11 @@ impl Appends {
         };
         let _all_done = tokio::time::timeout(limit, idle).await;
         let appenders = std::mem::take(&mut *self.appenders.lock());
+        let mut unfinished = 0;
         for appender in appenders.into_values() {
+            unfinished += usize::from(!appender.is_idle());
             appender.retire(GatewayError::Stopping);
         }
+        unfinished
     }
 }
