@@ -72,6 +72,9 @@ pub struct UpArgs {
     /// Start although the data of a storage node is gone, with an empty directory in its place. Its replicas stay lost.
     #[arg(long)]
     pub accept_lost_node: bool,
+    /// Look at options, environment and password file without touching data or network, say `ok` or what is wrong, and end.
+    #[arg(long)]
+    pub check_config: bool,
     /// Give up when not everything is ready by then.
     #[arg(long, default_value = "5m", value_name = "TIME", value_parser = parse_duration)]
     pub start_timeout: Duration,

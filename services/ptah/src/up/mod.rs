@@ -38,6 +38,9 @@ const SIGN_IN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Runs the command: until a signal, or until a part fails.
 pub async fn run(args: UpArgs, output: &Output) -> Result<(), Failure> {
+    if args.check_config {
+        return check(&args, output);
+    }
     let mut signals = EndSignals::listen()?;
     let plan = prepare(&args)?;
     let mut cluster = Cluster::new();
@@ -53,8 +56,22 @@ pub async fn run(args: UpArgs, output: &Output) -> Result<(), Failure> {
     ended.and(stopped)
 }
 
-/// Looks at everything that can be wrong, then takes the directory.
-fn prepare(args: &UpArgs) -> Result<Plan, Failure> {
+/// Says that the options are well, as far as that can be known without data and network.
+fn check(args: &UpArgs, output: &Output) -> Result<(), Failure> {
+    check_options(args)?;
+    Doors::plan(args, args.storage_nodes.unwrap_or(1))?;
+    let checked = Checked { ok: true };
+    output.result(&checked, |_| "ok: options of `ptah up`".to_owned())
+}
+
+/// What `--check-config` answers.
+#[derive(serde::Serialize)]
+struct Checked {
+    ok: bool,
+}
+
+/// Password and logs. Answers with the password that was asked for.
+fn check_options(args: &UpArgs) -> Result<Option<String>, Failure> {
     let root_password = args.wanted_password()?;
     args::check_password(args, root_password.as_deref())?;
     let log = LogConfig {
@@ -65,6 +82,12 @@ fn prepare(args: &UpArgs) -> Result<Plan, Failure> {
         },
     };
     telemetry::init(&log).map_err(|error| Failure::usage(format!("--log: {error}")))?;
+    Ok(root_password)
+}
+
+/// Looks at everything that can be wrong, then takes the directory.
+fn prepare(args: &UpArgs) -> Result<Plan, Failure> {
+    let root_password = check_options(args)?;
     let inspected = data_dir::inspect(&args.data_dir)?;
     let storage_nodes = inspected.storage_nodes(args.storage_nodes)?;
     let identities = identity::read(&inspected, storage_nodes, args.accept_lost_node)?;

@@ -226,6 +226,37 @@ async fn data_of_another_cluster_is_refused() {
 }
 
 #[tokio::test]
+async fn options_are_checked_without_making_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let path = data.to_str().unwrap();
+    let checked = command(&["up", "--data-dir", path, "--check-config"])
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(code(&checked), 0, "{}", stderr(&checked));
+    assert!(checked.stdout.starts_with(b"ok: "), "{checked:?}");
+    for (words, named) in [
+        (["--bind", "0.0.0.0"], "PTAH_ROOT_PASSWORD"),
+        (
+            ["--root-password-file", "/nonexistent/password"],
+            "/nonexistent/password",
+        ),
+        (["--log", "info,=x="], "--log"),
+        (["--port-offset", "65000"], "--port-offset"),
+    ] {
+        let mut words = words.to_vec();
+        words.push("--check-config");
+        let refused = up_fails(&data, &words).await;
+        assert_eq!(code(&refused), 2, "{words:?}");
+        let told = stderr(&refused);
+        assert_eq!(told.lines().count(), 1, "{told}");
+        assert!(told.contains(named), "{told}");
+    }
+    assert!(!data.exists(), "nothing was made");
+}
+
+#[tokio::test]
 async fn a_door_for_other_machines_needs_a_password_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
