@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use ptah_service::Stopping;
 use sqlx::PgPool;
-use sqlx::postgres::PgListener;
+use sqlx::postgres::{PgConnectOptions, PgListener};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
+
+use super::session;
 
 const CHANNEL: &str = "ptah_metadata";
 /// Waits for anything on the listening connection.
@@ -23,13 +25,13 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 
 /// Listens until the owner stops; tells `wake` of every hint, and of every new connection, before which hints may have
 /// been missed.
-pub(super) async fn listen(pool: PgPool, wake: &Notify, stopping: Stopping) {
+pub(super) async fn listen(connect: PgConnectOptions, wake: &Notify, stopping: Stopping) {
     let mut pause = PAUSES.0;
     loop {
         let ended = tokio::select! {
             biased;
             () = stopping.cancelled() => break,
-            ended = listen_once(&pool, wake, &mut pause) => ended,
+            ended = listen_once(&connect, wake, &mut pause) => ended,
         };
         debug!(
             why = ended,
@@ -42,13 +44,14 @@ pub(super) async fn listen(pool: PgPool, wake: &Notify, stopping: Stopping) {
         }
         pause = (pause * 2).min(PAUSES.1);
     }
-    pool.close().await;
 }
 
 /// Listens on one connection; why it ended.
-async fn listen_once(pool: &PgPool, wake: &Notify, pause: &mut Duration) -> String {
+async fn listen_once(connect: &PgConnectOptions, wake: &Notify, pause: &mut Duration) -> String {
+    // A pool for each: a listener whose connection hangs says farewell on it in the background and would hold its place.
+    let pool = session::pool(connect.clone(), 1);
     let begun = timeout(DEADLINE, async {
-        let mut listener = PgListener::connect_with(pool).await?;
+        let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
         listener.listen(CHANNEL).await?;
         Ok::<_, sqlx::Error>(listener)

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ptah_service::{Ports, Tasks};
-use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
@@ -33,6 +33,8 @@ use transact::Database;
 
 pub use open::PostgresError;
 
+/// Connections that do not close by then are left to the end of the process.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 /// How late a lost hint can make a change.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -93,7 +95,7 @@ impl PostgresStore {
             target_database = %opened.target, encrypted = opened.encrypted, cluster = %info.cluster,
             revision = info.revision, "metadata database open"
         );
-        start_tasks(&shared, session::pool(opened.connect, 1), tasks);
+        start_tasks(&shared, opened.connect, tasks);
         Ok(Self { shared })
     }
 
@@ -102,10 +104,10 @@ impl PostgresStore {
     }
 }
 
-fn start_tasks(shared: &Arc<Shared>, listeners: PgPool, tasks: &Tasks) {
+fn start_tasks(shared: &Arc<Shared>, connect: PgConnectOptions, tasks: &Tasks) {
     let (this, stopping) = (shared.clone(), tasks.stopping());
     tasks.spawn("store-listen", async move {
-        hints::listen(listeners, &this.look, stopping).await;
+        hints::listen(connect, &this.look, stopping).await;
     });
     let (this, stopping) = (shared.clone(), tasks.stopping());
     tasks.spawn("store-notify", async move {
@@ -142,8 +144,13 @@ fn start_tasks(shared: &Arc<Shared>, listeners: PgPool, tasks: &Tasks) {
                 warn!(%error, "old metadata history could not be dropped; trying again later");
             }
         }
-        // Last, and only once: connections that are in use are given back first.
-        this.database.pool.close().await;
+        // Waits for connections that are in use, but not for a server that does not answer.
+        if tokio::time::timeout(CLOSE_DEADLINE, this.database.pool.close())
+            .await
+            .is_err()
+        {
+            warn!("connections to the metadata database did not close in time");
+        }
     });
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tokio::time::Instant;
+
 use super::*;
 use crate::store::Precondition;
 
@@ -142,7 +144,12 @@ async fn a_server_that_stands_still_is_an_error_within_the_deadlines_and_well_af
     );
     server.resume().await.unwrap();
     until("a commit", async || instance.put("b", epoch).await.ok()).await;
+    // Whoever stops meanwhile is not held up.
+    server.pause().await.unwrap();
+    let began = Instant::now();
     instance.close().await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    server.resume().await.unwrap();
 }
 
 #[tokio::test]
