@@ -133,6 +133,10 @@ impl AppliedState {
         look(&self.inner.read().content)
     }
 
+    pub(crate) fn volume(&self) -> Volume {
+        self.read_with_volume(|_, volume| volume)
+    }
+
     /// Content and volume of the same moment.
     pub(crate) fn read_with_volume<R>(&self, look: impl FnOnce(&Content, Volume) -> R) -> R {
         let inner = self.inner.read();

@@ -197,10 +197,11 @@ impl Detector {
                 peer.heard = (peer.heard + late).min(now);
                 if peer.belief == Belief::Alive && now - peer.heard > self.limits.patience_with(peer) {
                     peer.belief = Belief::Silent;
-                    self.metrics
-                        .suspicions
-                        .inc_by(u64::from(peer.incarnation.is_some()));
-                    suspected.push(*node);
+                    // Who was never heard may be of a version that says nothing.
+                    if peer.incarnation.is_some() {
+                        self.metrics.suspicions.inc();
+                        suspected.push(*node);
+                    }
                 }
                 heard += i64::from(peer.belief == Belief::Alive && peer.incarnation.is_some());
             }
@@ -229,6 +230,13 @@ impl Detector {
         let state = self.state.lock();
         let peer = state.peers.get(&node);
         peer.is_some_and(|peer| peer.belief == Belief::Alive && peer.incarnation.is_some())
+    }
+
+    /// Whether a node was heard, and is not any more.
+    pub(crate) fn is_missed(&self, node: NodeId) -> bool {
+        let state = self.state.lock();
+        let peer = state.peers.get(&node);
+        peer.is_some_and(|peer| peer.belief != Belief::Alive && peer.incarnation.is_some())
     }
 
     /// The process that was heard last.

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blocking::Blocking;
 use crate::cell::{Cell, ReplicaSpec, ReplicaState, ReplicaStatus, Shared};
-use crate::detector::{self, Detector, Limits};
+use crate::detector::Detector;
 use crate::directory::Directory;
 use crate::drivers::{self, StoreDrivers};
 use crate::error::{EnsureError, OpenError, RemoveError, StopError};
@@ -28,13 +28,12 @@ use crate::leaders::{LeaderWatch, Leaders};
 use crate::maintenance::Maintenance;
 use crate::metrics::Metrics;
 use crate::options::HostOptions;
-use crate::quiesce::Quiesce;
 use crate::replica::Replica;
 use crate::store_metrics::StoreCollector;
 use crate::supervisor::{Opener, supervise};
-use crate::takeover::Takeover;
 use crate::transport::grpc::TransportService;
 use crate::transport::{Transport, TransportOptions, TransportParts};
+use crate::watchers::{self, Watchers};
 
 /// Everything that a host is made of.
 pub struct HostParts {
@@ -106,7 +105,10 @@ impl RaftHost {
         let metrics = Arc::new(handles.register(Metrics::register));
         let tasks = parts.tasks.child("raft");
         let directory = Arc::new(Directory::new(Arc::clone(&metrics)));
-        let detector = Arc::new(Detector::new(limits(&parts.options), Arc::clone(&metrics)));
+        let detector = Arc::new(Detector::new(
+            watchers::limits(&parts.options),
+            Arc::clone(&metrics),
+        ));
         let shared = Arc::new(Shared {
             node: identity.node,
             options: parts.options.clone(),
@@ -130,29 +132,23 @@ impl RaftHost {
             detector: Arc::clone(&detector),
             metrics,
         });
-        if parts.options.takeover {
-            let takeover = Takeover {
-                directory: Arc::clone(&directory),
-                detector: Arc::clone(&detector),
-                transport: transport.clone(),
-                tasks: tasks.clone(),
-            };
-            tasks.spawn_critical("takeover", takeover.run().map(Ok));
-        }
-        let quiesce = Arc::new(Quiesce {
+        let watchers = Watchers {
             directory: Arc::clone(&directory),
-            detector: Arc::clone(&detector),
+            detector,
             transport: transport.clone(),
-            after: parts.options.quiesce_after,
-        });
-        let waking = Arc::clone(&quiesce).follow_nodes(tasks.clone());
-        tasks.spawn_critical("idle groups and nodes", waking.map(Ok));
-        let checking = Arc::clone(&quiesce).check(tasks.clone());
-        tasks.spawn_critical("idle groups and leaders", checking.map(Ok));
-        tasks.spawn_critical("idle groups", quiesce.rest(tasks.clone()).map(Ok));
-        let watching = detector::run(detector, Arc::clone(&directory), transport.clone(), tasks.clone());
-        let host = Self::start(store, shared, directory, transport, config, parts.ports, tasks.clone())?;
-        tasks.spawn_critical("detector", watching.map(Ok));
+            tasks: tasks.clone(),
+        };
+        let options = parts.options;
+        let host = Self::start(
+            store,
+            shared,
+            directory,
+            transport,
+            config,
+            parts.ports,
+            tasks.clone(),
+        )?;
+        watchers.start(&options);
         let collector = StoreCollector::new(Arc::downgrade(&host.inner.opener));
         handles.register(|registry| registry.register_collector(Box::new(collector)));
         Ok(host)
@@ -378,14 +374,6 @@ impl RaftHost {
             names: unfinished.names,
             deadline: left,
         })
-    }
-}
-
-fn limits(options: &HostOptions) -> Limits {
-    Limits {
-        interval: options.ping_interval,
-        shortest: options.suspect_after,
-        longest: options.suspect_after_max.max(options.suspect_after),
     }
 }
 

@@ -45,6 +45,7 @@ mod takeover;
 mod transport;
 mod trouble;
 mod types;
+mod watchers;
 
 pub use applied::AppliedTo;
 pub use cell::{Leadership, ReplicaSpec, ReplicaState, ReplicaStatus};

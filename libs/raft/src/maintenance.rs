@@ -5,7 +5,7 @@
 //! `hold_log_bytes`: what lags more copies segments instead. Commands (acks) live only in the log and vanish with it;
 //! messages stay until retention drops them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,11 @@ use crate::drivers::Wakes;
 /// Most checkpoints of one replica that are remembered; older ones are reached by purging.
 const MAX_MARKS: usize = 64;
 
+/// A replica to which nothing was applied for so many turns has its turn only now and then: for checkpoints that are due
+/// by time, and for purges that waited for somebody.
+const CALM_TURNS: u32 = 8;
+const IDLE_TURNS: u64 = 40;
+
 /// A checkpoint, and how much was applied when it was taken.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
@@ -33,6 +38,10 @@ struct Mark {
 
 /// What the maintenance of one replica remembers.
 struct Memory {
+    /// What was applied at the last turn.
+    seen: Volume,
+    /// Turns since anything happened.
+    calm: u32,
     taken: Volume,
     taken_at: Instant,
     marks: VecDeque<Mark>,
@@ -60,21 +69,37 @@ impl Maintenance {
 
     pub(crate) async fn run(mut self, tasks: Tasks) {
         let stopping = tasks.stopping();
-        loop {
+        for turn in 0_u64.. {
             tokio::select! {
                 () = stopping.cancelled() => return,
                 () = tokio::time::sleep(self.interval) => {}
             }
             let cells = self.directory.all();
-            self.memory
-                .retain(|group, _| cells.iter().any(|cell| cell.group == *group));
+            if self.memory.len() > cells.len() {
+                let groups: BTreeSet<_> = cells.iter().map(|cell| cell.group).collect();
+                self.memory.retain(|group, _| groups.contains(group));
+            }
             for cell in cells {
                 if stopping.is_stopping() {
                     return;
                 }
-                self.maintain(&cell).await;
+                if !self.is_idle(&cell, turn) {
+                    self.maintain(&cell).await;
+                }
             }
         }
+    }
+
+    /// Whether this turn can be left out. The turns of idle replicas are spread over time.
+    fn is_idle(&self, cell: &Cell, turn: u64) -> bool {
+        let Some(memory) = self.memory.get(&cell.group) else {
+            return false;
+        };
+        if memory.calm < CALM_TURNS {
+            return false;
+        }
+        let is_turn = turn.wrapping_add(cell.group.get()).is_multiple_of(IDLE_TURNS);
+        !is_turn && cell.with_running(|_| ()).is_some() && cell.state.volume() == memory.seen
     }
 
     async fn maintain(&mut self, cell: &Arc<Cell>) {
@@ -83,18 +108,22 @@ impl Maintenance {
             self.memory.remove(&cell.group);
             return;
         };
-        let volume = cell.state.read_with_volume(|_, volume| volume);
+        let volume = cell.state.volume();
         let memory = self
             .memory
             .entry(cell.group)
             .or_insert_with(|| Memory::of(&running, volume));
-        if memory.is_due(cell, volume)
-            && let Some((at, bytes)) = checkpoint(cell, &running).await
-        {
-            memory.took(at, bytes, volume);
-            // openraft offers and purges behind what its own snapshot position says.
-            if running.raft.trigger().snapshot().await.is_err() {
-                return;
+        let is_same = memory.seen == volume;
+        memory.seen = volume;
+        memory.calm = if is_same { memory.calm.saturating_add(1) } else { 0 };
+        if memory.is_due(cell, volume) {
+            memory.calm = 0;
+            if let Some((at, bytes)) = checkpoint(cell, &running).await {
+                memory.took(at, bytes, volume);
+                // openraft offers and purges behind what its own snapshot position says.
+                if running.raft.trigger().snapshot().await.is_err() {
+                    return;
+                }
             }
         }
         let purged = running.log.last_purged().map(|id| id.index);
@@ -119,6 +148,8 @@ impl Memory {
             .into_iter()
             .collect();
         Self {
+            seen: volume,
+            calm: 0,
             taken: Volume::default(),
             taken_at: Instant::now(),
             marks,

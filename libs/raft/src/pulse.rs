@@ -31,8 +31,8 @@ struct Waiting {
 enum State {
     /// Heartbeats are sent or expected.
     Awake,
-    /// The leader has stopped its heartbeats and asks the others whether they agree.
-    Resting,
+    /// The leader has stopped its heartbeats and asks the others whether they agree, or is about to.
+    Resting { asked: bool },
     /// No heartbeats.
     Quiet,
     /// The leader makes sure of its majority.
@@ -67,7 +67,7 @@ impl Pulse {
     }
 
     fn is_resting(&self) -> bool {
-        matches!(*self.state.lock(), State::Resting)
+        matches!(*self.state.lock(), State::Resting { .. })
     }
 
     fn set(&self, state: &mut State, new: State) {
@@ -82,12 +82,34 @@ impl Pulse {
 impl Cell {
     /// The leader stops its heartbeats for now, to ask the others. False when it is not awake.
     pub(crate) fn begin_rest(&self) -> bool {
-        self.fall(State::Resting, |state| matches!(state, State::Awake))
+        self.fall(State::Resting { asked: false }, |state| {
+            matches!(state, State::Awake)
+        })
+    }
+
+    /// The others are asked now. False when it was woken meanwhile.
+    pub(crate) fn asks_for_rest(&self) -> bool {
+        self.fall(State::Resting { asked: true }, |state| {
+            matches!(state, State::Resting { .. })
+        })
+    }
+
+    /// A heartbeat from before the rest was answered. It may have come after the question and woken a follower, who
+    /// would wait for the next one in vain.
+    pub(crate) fn straggler_was_answered(self: &Arc<Self>) {
+        let matters = !self.pulse.is_awake()
+            && matches!(
+                *self.pulse.state.lock(),
+                State::Resting { asked: true } | State::Quiet
+            );
+        if matters {
+            self.wake();
+        }
     }
 
     /// Everybody agreed: the leader stays without heartbeats. False when it was woken meanwhile.
     pub(crate) fn rest_is_agreed(&self) -> bool {
-        self.fall(State::Quiet, |state| matches!(state, State::Resting))
+        self.fall(State::Quiet, |state| matches!(state, State::Resting { .. }))
     }
 
     /// A follower expects no heartbeats from now on.
@@ -128,7 +150,7 @@ impl Cell {
             let mut state = self.pulse.state.lock();
             match *state {
                 State::Awake | State::Waking { .. } => return,
-                State::Resting => {}
+                State::Resting { .. } => {}
                 State::Quiet => {
                     self.shared.metrics.quiet.dec();
                 }
@@ -183,7 +205,7 @@ impl Cell {
                         std::mem::take(waiting)
                     }
                     State::Waking { .. } => return self.pulse.set(&mut state, State::Awake),
-                    State::Awake | State::Resting | State::Quiet => return,
+                    State::Awake | State::Resting { .. } | State::Quiet => return,
                 }
             };
             for one in batch {

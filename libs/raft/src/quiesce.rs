@@ -19,7 +19,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
 use crate::cell::{Cell, Running};
-use crate::detector::{Belief, Detector, Event};
+use crate::detector::{Detector, Event};
 use crate::directory::Directory;
 use crate::transport::grpc::calls;
 use crate::transport::{AppendHead, Beat, Route, Transport};
@@ -143,7 +143,8 @@ impl Quiesce {
         candidates.retain(|candidate| candidate.cell.begin_rest());
         tokio::time::sleep(SETTLE).await;
         let asking = candidates.iter().map(|candidate| async {
-            let agreed = candidate.is_unchanged() && self.all_agree(candidate).await;
+            let agreed =
+                candidate.is_unchanged() && candidate.cell.asks_for_rest() && self.all_agree(candidate).await;
             // A proposal between the look and the rest is in the log by now, or woke the group.
             if !(agreed && candidate.is_unchanged() && candidate.cell.rest_is_agreed()) {
                 candidate.cell.wake();
@@ -226,9 +227,9 @@ impl Quiesce {
                 continue;
             }
             let (voters, _) = cell.members();
-            let heard = voters.iter().filter(|(replica, node)| {
-                *replica == cell.replica || self.detector.belief(*node) == Belief::Alive
-            });
+            let heard = voters
+                .iter()
+                .filter(|(replica, node)| *replica == cell.replica || !self.detector.is_missed(*node));
             let has_majority = heard.count() * 2 > voters.len();
             cell.with_running(|running| running.raft.runtime_config().heartbeat(has_majority));
         }

@@ -52,7 +52,7 @@ fn survivors_take_over_from_a_frozen_leader_which_acknowledges_nothing_when_it_w
     // The old leader's lease lives for seconds when it wakes: this one is in its queue.
     let late = old.propose(b"late").unwrap();
     let took = time_to_next_ack(&cluster, survivors, 1, b"y");
-    assert!(took < Duration::from_secs(2), "took {took:?}");
+    assert!(took < Duration::from_secs(4), "took {took:?}");
     drop(frozen);
     assert!(committed(&late).is_err(), "the old leader acknowledged");
     cluster.append(1, b"z");
@@ -159,7 +159,7 @@ fn the_groups_of_a_dead_node_are_spread_over_the_survivors() {
         led.iter().all(is_led).then_some(())
     });
     let took = killed.elapsed();
-    assert!(took < Duration::from_secs(3), "took {took:?}");
+    assert!(took < Duration::from_secs(6), "took {took:?}");
     for number in &led {
         cluster.append(*number, b"y");
     }

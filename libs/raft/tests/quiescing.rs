@@ -130,7 +130,7 @@ fn groups_of_a_dead_leader_that_rested_are_taken_over() {
         (1..=6).all(is_led).then_some(())
     });
     let took = started.elapsed();
-    assert!(took < Duration::from_secs(3), "took {took:?}");
+    assert!(took < Duration::from_secs(6), "took {took:?}");
     for number in 1..=6 {
         assert_eq!(cluster.append(number, b"y").base_sequence, sequence(2));
     }

@@ -294,6 +294,7 @@ fn one_replica_becomes_three_and_one_again_on_another_node_than_it_was() {
 fn only_the_replica_that_left_is_removed() {
     let mut cluster = Cluster::new(1, HostOptions::for_tests(), 1);
     cluster.create(1, &[1]);
+    cluster.leader(1);
     let host = cluster.host(1);
     let runtime = cluster.runtime(1);
     runtime

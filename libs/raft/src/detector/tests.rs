@@ -125,4 +125,5 @@ fn a_node_that_was_never_heard_is_given_time_to_start_and_not_counted() {
     bench.pass(3, |_| true);
     assert_eq!(bench.detector.belief(other), Belief::Silent);
     assert_eq!(bench.detector.metrics.suspicions.get(), 0);
+    assert!(bench.events.try_recv().is_err(), "nobody moves because of it");
 }

@@ -134,6 +134,9 @@ impl Client {
         let answer = answered
             .await
             .map_err(|_| unreachable("the connection to the node broke"))?;
+        if let Some(cell) = self.transport.inner.directory.get(route.group) {
+            cell.straggler_was_answered();
+        }
         Ok(Some(append_item(answer.outcome)))
     }
 
