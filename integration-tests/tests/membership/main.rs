@@ -35,6 +35,10 @@ impl World {
             control_config: EAGER.to_owned(),
             ..Layout::default()
         };
+        Self::of(layout, replicas).await
+    }
+
+    async fn of(layout: Layout, replicas: u32) -> anyhow::Result<Self> {
         let cluster = Cluster::of(layout).await?;
         let client = cluster.client().await?;
         client.create_station(STATION, PARTITIONS, replicas).await?;
@@ -123,16 +127,21 @@ impl World {
         .await
     }
 
-    /// Waits until a node reports no replica at all.
-    async fn emptied(&self, index: usize) -> anyhow::Result<()> {
-        until("the node has removed its replicas", SOON, || async {
+    /// Waits until a node that is alive reports so many replicas.
+    async fn reports(&self, index: usize, replicas: u64) -> anyhow::Result<()> {
+        until("the node has the replicas that it is to have", SOON, || async {
             let node = self.node(index).await.map_err(|error| format!("{error:#}"))?;
             match (node["alive"].as_bool(), node["replicas"].as_u64()) {
-                (Some(true), Some(0)) => Ok(()),
+                (Some(true), Some(count)) if count == replicas => Ok(()),
                 _ => Err(node.to_string()),
             }
         })
         .await
+    }
+
+    /// Waits until a node has removed all of its replicas.
+    async fn emptied(&self, index: usize) -> anyhow::Result<()> {
+        self.reports(index, 0).await
     }
 
     /// Ends the load: nothing acknowledged is missing, doubled or out of order, and a consumer gets all of it.
@@ -225,5 +234,66 @@ async fn a_drained_node_leads_and_holds_nothing_and_takes_part_again_afterwards(
     let used =
         |partition: &ptah_proto::api::v1::PartitionStatus| partition.replica_node_ids.contains(&(id as u64));
     assert!(later.partitions.iter().any(used), "it takes replicas again");
+    world.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_away_during_a_deletion_removes_the_station_when_it_returns() -> anyhow::Result<()> {
+    let mut world = World::start(3, 3).await?;
+    world.client.create_station("short-lived", 3, 3).await?;
+    let all = u64::from(PARTITIONS) + 3;
+    world.reports(2, all).await?;
+    world.cluster.nodes[2].kill().await?;
+    world.ptah("station rm short-lived --yes").await?;
+    world.reports(0, u64::from(PARTITIONS)).await?;
+    world.cluster.restart_node(2).await?;
+    world.reports(2, u64::from(PARTITIONS)).await?;
+    world.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_control_plane_that_was_paused_while_another_one_took_over_changes_nothing() -> anyhow::Result<()> {
+    let layout = Layout {
+        nodes: 3,
+        controls: 2,
+        control_config: format!("lease_ttl_ms = 2000\n{EAGER}"),
+        ..Layout::default()
+    };
+    let world = World::of(layout, 3).await?;
+    world.client.create_station("short-lived", 3, 3).await?;
+    let decides = |index: usize| -> anyhow::Result<bool> {
+        let log = world.cluster.path().join(format!("control-{}/log", index + 1));
+        Ok(std::fs::read_to_string(log)?.contains("this control plane decides"))
+    };
+    let holder = if decides(0)? { 0 } else { 1 };
+    assert!(!decides(1 - holder)?, "one of them decides");
+    world.cluster.controls[holder].signal("STOP").await?;
+    // Only the other one can do that, and the paused one still believes that the station is there.
+    world.ptah("station rm short-lived --yes").await?;
+    assert!(decides(1 - holder)?);
+    world.client.create_station("later", 2, 3).await?;
+    for node in 0..3 {
+        world.reports(node, u64::from(PARTITIONS) + 2).await?;
+    }
+    world.cluster.controls[holder].signal("CONT").await?;
+    until("the paused one notices", SOON, || async {
+        let log = world.cluster.path().join(format!("control-{}/log", holder + 1));
+        let log = std::fs::read_to_string(log).unwrap_or_default();
+        let noticed = ["another control plane decides now", "the lease is lost"];
+        match noticed.iter().any(|line| log.contains(line)) {
+            true => Ok(()),
+            false => Err("it has not said so"),
+        }
+    })
+    .await?;
+    world.more().await?;
+    for node in 0..3 {
+        world.reports(node, u64::from(PARTITIONS) + 2).await?;
+    }
+    assert!(
+        world.client.station("short-lived").await.is_err(),
+        "it stays deleted"
+    );
+    assert!(world.client.station("later").await.is_ok());
     world.finish().await
 }

@@ -9,6 +9,8 @@ use super::*;
 use crate::nodes::tests::{replica, report};
 use crate::view::tests::{deleted, id, node, placement, placement_with, record, tenant, view};
 
+mod members;
+
 fn user(name: &str, role: Role) -> Record {
     let name: UserName = name.parse().unwrap();
     let value = UserRecord {
