@@ -54,7 +54,44 @@ impl Server {
     /// Makes and starts a server with settings of `postgresql.conf`.
     pub async fn start_with(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let user = Unprivileged::find().await?;
+        Self::start_in(make_directory(user)?, user, settings).await
+    }
+
+    /// Makes and starts a server that speaks TLS, with a certificate of its own for `localhost`: the server, and the file
+    /// with the certificate.
+    pub async fn start_with_tls() -> anyhow::Result<(Self, PathBuf)> {
+        let user = Unprivileged::find().await?;
         let dir = make_directory(user)?;
+        let (certificate, key) = (dir.join("server.crt"), dir.join("server.key"));
+        let mut openssl = Command::new("openssl");
+        openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]);
+        openssl.args([
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+        ]);
+        openssl.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+        openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate);
+        run(&mut openssl).await.context("make a certificate")?;
+        if let Some(user) = user {
+            std::os::unix::fs::chown(&key, Some(user.uid), Some(user.gid)).context("give the key away")?;
+        }
+        let (crt, key) = (certificate.to_string_lossy(), key.to_string_lossy());
+        let settings = [
+            ("ssl", "on"),
+            ("ssl_cert_file", crt.as_ref()),
+            ("ssl_key_file", key.as_ref()),
+        ];
+        let server = Self::start_in(dir, user, &settings).await?;
+        Ok((server, certificate))
+    }
+
+    async fn start_in(
+        dir: PathBuf,
+        user: Option<Unprivileged>,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
         let mut server = Self {
             dir,

@@ -225,14 +225,9 @@ async fn migrate(connection: &mut PgConnection, target: &Target) -> Result<(), P
 
 /// What a server that says no means.
 fn refused(target: &Target, error: &sqlx::Error) -> PostgresError {
-    let hint = match error {
-        sqlx::Error::Database(error) => advice(error.as_ref()),
-        sqlx::Error::Tls(_) => "; see `sslmode` in the URL",
-        _ => "",
-    };
     PostgresError::Refused {
         target: target.clone(),
-        why: format!("{error}{hint}"),
+        why: format!("{error}{}", advice(error)),
     }
 }
 

@@ -1,7 +1,5 @@
 //! What an error of the database means: whether something happened, and whether it helps to try again.
 
-use sqlx::error::DatabaseError;
-
 use super::super::StoreError;
 
 /// An error inside the store, with what to do about it.
@@ -119,12 +117,24 @@ fn is_damage(error: &sqlx::Error) -> bool {
 
 /// Whether the server cannot be reached yet, in contrast to one that refuses us.
 pub(super) fn is_not_up(error: &sqlx::Error) -> bool {
-    is_transient(error) || code(error).is_some_and(|code| code == "53300")
+    (is_transient(error) && !is_tls(error)) || code(error).is_some_and(|code| code == "53300")
+}
+
+/// Whether the two sides do not agree how to encrypt. What is wrong with a certificate comes as data that make no sense.
+fn is_tls(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) => true,
+        sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
+    }
 }
 
 /// What to do about an error of connecting, as far as it is known.
-pub(super) fn advice(error: &dyn DatabaseError) -> &'static str {
-    match error.code().as_deref() {
+pub(super) fn advice(error: &sqlx::Error) -> &'static str {
+    if is_tls(error) {
+        return "; see `sslmode` and `sslrootcert` in the URL";
+    }
+    match code(error).as_deref() {
         Some("28P01" | "28000") => "; check user and password",
         Some("3D000") => "; make it with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0",
         Some("42501") => "; grant the user what it needs on this database",

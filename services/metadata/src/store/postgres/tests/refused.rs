@@ -198,3 +198,31 @@ async fn an_instance_that_becomes_read_only_says_so_and_recovers() {
     until("a commit", async || instance.put("a", epoch).await.ok()).await;
     instance.close().await;
 }
+
+#[tokio::test]
+async fn sslmode_is_what_happens() {
+    let (server, certificate) = Server::start_with_tls().await.unwrap();
+    let ip = server.create_database("ptah").await.unwrap();
+    let name = ip.replace("127.0.0.1", "localhost");
+    let root = format!("&sslrootcert={}", certificate.display());
+    let encrypted = async |url: String| {
+        let instance = Instance::open(&url).await;
+        let mut connection = instance.store.database().pool.acquire().await.unwrap();
+        let facts = super::super::server::facts(&mut connection).await.unwrap();
+        drop(connection);
+        instance.close().await;
+        facts.encrypted
+    };
+    assert!(!encrypted(format!("{ip}?sslmode=disable")).await);
+    assert!(encrypted(ip.clone()).await, "prefer encrypts when the server can");
+    assert!(encrypted(format!("{ip}?sslmode=require")).await);
+    assert!(encrypted(format!("{ip}?sslmode=verify-ca{root}")).await);
+    assert!(encrypted(format!("{name}?sslmode=verify-full{root}")).await);
+    let text = refused(&format!("{name}?sslmode=verify-full")).await;
+    assert!(text.contains("sslmode"), "nobody vouches for the server: {text}");
+    let text = refused(&format!("{ip}?sslmode=verify-full{root}")).await;
+    assert!(
+        text.contains("sslmode"),
+        "the certificate is for another name: {text}"
+    );
+}
