@@ -19,8 +19,8 @@ const PARTITIONS: u32 = if cfg!(debug_assertions) { 60 } else { 600 };
 const TICK: Duration = Duration::from_millis(200);
 /// Longest that leaders of all partitions may take at first.
 const FIRST_LEADERS: Duration = Duration::from_secs(180);
-/// Longest that a message may wait. A build without optimization takes several times as long for everything.
-const STALL: Duration = Duration::from_millis(if cfg!(debug_assertions) { 2_000 } else { 200 });
+/// Longest that a message may wait. A build without optimization on a shared machine shows only that messages go on.
+const STALL: Duration = Duration::from_millis(if cfg!(debug_assertions) { 20_000 } else { 200 });
 
 /// Time from sending to acknowledgement, of every message, and when it was sent.
 type Latencies = Vec<(Instant, Duration)>;
