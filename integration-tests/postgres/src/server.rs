@@ -24,10 +24,14 @@ log=$1 dir=$2; shift 2
 "$@" >>"$log" 2>&1 </dev/null &
 server=$!
 echo "$server"
-said=$(cat)
-kill -INT "$server" 2>/dev/null
-wait "$server"
-[ "$said" = keep ] || rm -rf "$dir"
+if [ "$(cat)" = keep ]; then
+    kill -INT "$server" 2>/dev/null
+    wait "$server"
+else
+    kill -QUIT "$server" 2>/dev/null
+    wait "$server"
+    rm -rf "$dir"
+fi
 "#;
 
 /// A PostgreSQL server of its own.
