@@ -148,7 +148,7 @@ pub(super) async fn open(options: &SqliteOptions, ports: &Ports) -> Result<Opene
         path: path.clone(),
         source,
     })?;
-    let (mark_file, mark, info) = identify(&writer, &path, ports.random.as_ref()).await?;
+    let (mark_file, mark, info) = identify(&writer, &path, ports).await?;
     let readers = pool(connect.pragma("query_only", "ON"), READERS)
         .await
         .map_err(at)?;
@@ -255,8 +255,10 @@ async fn pool(options: SqliteConnectOptions, connections: u32) -> Result<SqliteP
 async fn identify(
     writer: &SqlitePool,
     path: &Path,
-    random: &dyn Random,
+    ports: &Ports,
 ) -> Result<(MarkFile, Mark, StoreInfo), OpenError> {
+    let random = ports.random.as_ref();
+    let now_us = ports.clock.now().as_millis().saturating_mul(1_000);
     let at = |error| database_error(path, error);
     let mark_path = mark::path_of(path);
     let found = mark::read(&mark_path).map_err(|source| io_error(&mark_path, source))?;
@@ -282,7 +284,7 @@ async fn identify(
     }
     // A store that was made just now has no past that could be missing.
     let is_new = info.revision == 0 && found == Found::Nothing;
-    if !is_new && let Some(past) = missing_past(&info, &lease, found) {
+    if !is_new && let Some(past) = missing_past(&info, &lease, found, now_us) {
         restore(&mut transaction, &mut info, &mut lease, past, random)
             .await
             .map_err(at)?;
@@ -321,11 +323,13 @@ struct Past {
     why: &'static str,
 }
 
-fn missing_past(info: &StoreInfo, lease: &LeaseRow, found: Found) -> Option<Past> {
+fn missing_past(info: &StoreInfo, lease: &LeaseRow, found: Found, now_us: u64) -> Option<Past> {
+    // The same copy may be put back twice, and must not give the same numbers twice: time is always another, and grows
+    // faster than anybody writes.
     let unknown = |why| {
         Some(Past {
-            revision: info.revision.saturating_add(UNKNOWN_JUMP),
-            epoch: lease.epoch.saturating_add(UNKNOWN_JUMP),
+            revision: info.revision.saturating_add(UNKNOWN_JUMP).max(now_us),
+            epoch: lease.epoch.saturating_add(UNKNOWN_JUMP).max(now_us),
             why,
         })
     };

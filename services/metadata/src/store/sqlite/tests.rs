@@ -206,6 +206,28 @@ async fn a_database_without_its_mark_is_taken_for_an_older_copy() {
 }
 
 #[tokio::test]
+async fn a_copy_that_is_put_back_twice_without_its_mark_gives_no_number_twice() {
+    let place = Place::new();
+    let open = place.open().await;
+    open.commit("a").await;
+    open.close().await;
+    place.copy_database("backup");
+    let mut used = 0;
+    for round in 0..3 {
+        place.put_back("backup");
+        std::fs::remove_file(place.mark()).unwrap();
+        let open = place.open().await;
+        let (revision, epoch) = (open.commit("b").await, open.lease("test").await.epoch);
+        assert!(
+            revision > used && epoch > used,
+            "{round}: {revision}, {epoch}, {used}"
+        );
+        used = revision.max(epoch);
+        open.close().await;
+    }
+}
+
+#[tokio::test]
 async fn a_lost_database_is_not_replaced_by_a_new_cluster() {
     let place = Place::new();
     let open = place.open().await;
