@@ -134,6 +134,16 @@ impl Cell {
         fell.unwrap_or(false)
     }
 
+    /// Lets openraft's timer run, unless the replica rests: it stood still while the group had one member.
+    pub(crate) fn tick_while_awake(&self) {
+        self.with_running(|running| {
+            let state = self.pulse.state.lock();
+            if matches!(*state, State::Awake | State::Waking { .. }) {
+                running.raft.runtime_config().tick(true);
+            }
+        });
+    }
+
     /// Whether the leader still waits for the agreement of the others.
     pub(crate) fn is_resting(&self) -> bool {
         self.pulse.is_resting()

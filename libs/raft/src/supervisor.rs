@@ -303,6 +303,8 @@ async fn watch(cell: &Arc<Cell>, running: &Running) -> Ended {
         // A leader that is alone needs neither heartbeats nor elections, and openraft's timer costs.
         if is_alone {
             raft.runtime_config().tick(!leadership.ready);
+        } else {
+            cell.tick_while_awake();
         }
         if membership != Some(seen) {
             membership = Some(seen);

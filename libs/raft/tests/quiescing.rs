@@ -7,7 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Cluster, committed, node, replica, sequence, spec, until};
-use ptah_raft::HostOptions;
+use ptah_raft::{HostOptions, MembersStep};
 
 fn quiet_on(cluster: &Cluster, id: u64) -> u64 {
     cluster.counter(id, "ptah_quiet")
@@ -213,6 +213,29 @@ fn a_group_with_a_follower_that_lacks_something_does_not_rest() {
     cluster.start(down);
     until_quiet(&cluster, &[1, 2, 3], 1);
     assert_eq!(cluster.messages(down, 1).len(), 2);
+}
+
+#[test]
+fn a_group_that_grows_from_one_member_to_three_beats_from_then_on_and_rests_later() {
+    let mut cluster = Cluster::new(3, soon(), 1);
+    cluster.until_all_are_heard();
+    cluster.create(1, &[1]);
+    cluster.append(1, b"x");
+    for id in [2, 3] {
+        let mut newcomer = spec(1, id, &[1]);
+        newcomer.initialize = false;
+        cluster.ensure(newcomer, id);
+    }
+    let voters: Vec<_> = (1..=3).map(|id| (replica(id), node(id))).collect();
+    until("all three vote", || {
+        let leader = cluster.leader(1);
+        let step = leader.replica.step_members(&voters);
+        let step = cluster.runtime(leader.on).block_on(step);
+        (step.ok() == Some(MembersStep::Settled)).then_some(())
+    });
+    let term = cluster.leader(1).term;
+    until_quiet(&cluster, &[1, 2, 3], 1);
+    assert_eq!(cluster.leader(1).term, term);
 }
 
 #[test]
