@@ -332,14 +332,13 @@ impl View {
 
     /// All placements.
     pub fn placements(&self) -> impl Iterator<Item = Versioned<&PlacementRecord>> {
-        let of_kind = self.records.values().filter_map(|record| match &record.value {
+        self.records.values().filter_map(|record| match &record.value {
             RecordValue::Placement(value) => Some(Versioned {
                 revision: record.revision,
                 value,
             }),
             _ => None,
-        });
-        of_kind
+        })
     }
 
     /// Placements with a replica on a node, or with one that left and may still have data there.
