@@ -108,6 +108,11 @@ impl Process {
         }
     }
 
+    /// What it is called in messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Address of a listener.
     pub fn address(&self, door: &str) -> anyhow::Result<&str> {
         let address = self.addresses.get(door);

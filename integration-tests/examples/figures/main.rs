@@ -2,12 +2,14 @@
 //!
 //! `cargo build --release --workspace && cargo run --release -p ptah-integration-tests --example figures [PART ..]`
 //!
-//! Parts: `throughput`, `fsyncs`, `latency`, `large` (a 64 MiB message beside small ones); all of them unless given.
+//! Parts: `throughput`, `fsyncs`, `latency`, `large` (a 64 MiB message beside small ones), `failover` (kills
+//! and freezes), `planned` (a stop in order), `idle` (1,000 idle partitions); all of them unless given.
 //! Every part has a fresh cluster of three storage nodes, and every run reads back and verifies what it stored. The
 //! runs of a part alternate, so that a foreign load falls on all alike; each figure is the median of its rounds.
 #![allow(clippy::print_stdout)] // printing is what it does
 
 mod bench;
+mod outages;
 mod parts;
 
 use anyhow::Context;
@@ -16,9 +18,17 @@ use anyhow::Context;
 async fn main() -> anyhow::Result<()> {
     let mut wanted: Vec<String> = std::env::args().skip(1).collect();
     if wanted.is_empty() {
-        wanted = ["throughput", "fsyncs", "latency", "large"]
-            .map(str::to_owned)
-            .to_vec();
+        wanted = [
+            "throughput",
+            "fsyncs",
+            "latency",
+            "large",
+            "failover",
+            "planned",
+            "idle",
+        ]
+        .map(str::to_owned)
+        .to_vec();
     }
     anyhow::ensure!(
         !cfg!(debug_assertions),
@@ -31,7 +41,10 @@ async fn main() -> anyhow::Result<()> {
             "fsyncs" => parts::fsyncs().await?,
             "latency" => parts::latency().await?,
             "large" => parts::large().await?,
-            other => anyhow::bail!("there is no part `{other}`; use throughput, fsyncs, latency or large"),
+            "failover" => outages::failover().await?,
+            "planned" => outages::planned().await?,
+            "idle" => outages::idle().await?,
+            other => anyhow::bail!("there is no part `{other}`; see the beginning of this program"),
         }
     }
     println!("\nload after: {}", load()?);
