@@ -1,7 +1,8 @@
 //! How replicas talk: few streams per pair of nodes, whatever the number of groups.
 //!
-//! To every node lead four connections: one for log entries, one for heartbeats and votes, so that a big entry never
-//! delays them, one for snapshots, and one for the signs of life of the node itself. Who talks is said at the beginning of each stream and in each call,
+//! To every node lead five connections: one for log entries, one for heartbeats, so that a big entry never delays them,
+//! one for votes, because many calls that are given up end a connection, one for snapshots, and one for the signs of life
+//! of the node itself. Who talks is said at the beginning of each stream and in each call,
 //! and verified: cluster, both nodes, both replicas.
 //!
 //! openraft asks [`Factory`] for a client per follower and purpose; all clients of one node share its [`Peer`].
@@ -54,6 +55,7 @@ pub(crate) struct TransportOptions {
 struct Lines {
     entries: Channels,
     beats: Channels,
+    votes: Channels,
     snapshots: Channels,
     pings: Channels,
 }
@@ -108,6 +110,7 @@ impl Transport {
         let lines = Lines {
             entries: channels(),
             beats: channels(),
+            votes: channels(),
             snapshots: channels(),
             pings: channels(),
         };

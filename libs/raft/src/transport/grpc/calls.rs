@@ -39,7 +39,7 @@ pub(crate) async fn vote(
     request: VoteRequest<TypeConfig>,
     pre_vote: bool,
 ) -> Result<VoteResponse<TypeConfig>, CallError> {
-    let mut line = transport.line(&transport.inner.lines.beats, node)?;
+    let mut line = transport.line(&transport.inner.lines.votes, node)?;
     let request = pb::VoteRequest {
         hello: Some(transport.hello(node)),
         address: Some(route_to_pb(route)),
@@ -62,7 +62,7 @@ pub(crate) async fn transfer_leader(
     route: Route,
     request: TransferLeaderRequest<TypeConfig>,
 ) -> Result<(), CallError> {
-    let mut line = transport.line(&transport.inner.lines.beats, node)?;
+    let mut line = transport.line(&transport.inner.lines.votes, node)?;
     let request = pb::TransferLeaderRequest {
         hello: Some(transport.hello(node)),
         address: Some(route_to_pb(route)),
