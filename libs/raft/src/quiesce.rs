@@ -89,7 +89,7 @@ impl Quiesce {
             if !cell.pulse.is_awake() || !cell.leadership().ready {
                 continue;
             }
-            let Some(moment) = cell.with_running(|running| moment_of(running)).flatten() else {
+            let Some(moment) = cell.with_running(moment_of).flatten() else {
                 continue;
             };
             let since = match before.remove(&cell.group) {
@@ -289,7 +289,7 @@ impl Quiesce {
 
 impl Candidate {
     fn is_unchanged(&self) -> bool {
-        let now = self.cell.with_running(|running| moment_of(running)).flatten();
+        let now = self.cell.with_running(moment_of).flatten();
         self.cell.is_resting() && self.cell.in_flight.entries() == 0 && now.as_ref() == Some(&self.moment)
     }
 }

@@ -85,7 +85,12 @@ impl StationService for StationApi {
             let tenant = caller.tenant(&request.tenant)?;
             self.0
                 .stations
-                .update(&caller.principal, &tenant, &request.name.parse()?, request.replicas)
+                .update(
+                    &caller.principal,
+                    &tenant,
+                    &request.name.parse()?,
+                    request.replicas,
+                )
                 .await
         };
         let station = update.await.map_err(|error: GatewayError| status(&error))?;
