@@ -4,8 +4,8 @@
 //!
 //! Parts: `throughput`, `fsyncs`, `latency`, `large` (a 64 MiB message beside small ones), `failover` (kills
 //! and freezes), `planned` (a stop in order), `idle` (1,000 idle partitions); all of them unless given.
-//! Every part has a fresh cluster of three storage nodes, and every run reads back and verifies what it stored. The
-//! runs of a part alternate, so that a foreign load falls on all alike; each figure is the median of its rounds.
+//! Every part has a fresh cluster. The runs of the first four read back and verify what they stored, and alternate, so
+//! that a foreign load falls on all alike; each figure is the median of its rounds. The others run once.
 #![allow(clippy::print_stdout)] // printing is what it does
 
 mod bench;
